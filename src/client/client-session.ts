@@ -1,0 +1,362 @@
+/**
+ * The life of a client behind its login: which pool it draws from, when a server connection comes and goes, what
+ * becomes of it when the client leaves, its deadlines. The bytes are the relay's business.
+ */
+import type { Identity } from '../auth/identity.ts';
+import type { Clock } from '../base/clock.ts';
+import type { Logger } from '../base/log.ts';
+import type { GeneralConfig } from '../config/config.ts';
+import type { Wire } from '../net/wire.ts';
+import { TxStatus } from '../protocol/codes.ts';
+import { encodeCopyFail, encodeErrorResponse } from '../protocol/message-writer.ts';
+import { PgError, SqlState } from '../protocol/pg-error.ts';
+import { ownBatch, sendParameters, sendReadParameters, sendSync } from '../server/own-batch.ts';
+import type { Pool } from '../server/pool.ts';
+import { cancelServer } from '../server/server-cancel.ts';
+import type { CleaningPlan } from '../server/server-cleaner.ts';
+import { type ServerConnection, ServerState } from '../server/server-connection.ts';
+import { type ParameterSet, type ParameterSets, parameterDifference } from '../session/parameters.ts';
+import type { StatementRegistry } from '../session/prepared-statements.ts';
+import type { StatementAnalyzer } from '../sql/statement.ts';
+import { Relay, type RelayHost } from './relay.ts';
+
+/** What sessions share. */
+export interface SessionServices {
+  readonly clock: Clock;
+  readonly analyzer: StatementAnalyzer;
+  readonly registry: StatementRegistry;
+  readonly parameterSets: ParameterSets;
+  readonly log: Logger;
+  /** Called once, when the client is gone. */
+  onSessionEnd(session: ClientSession): void;
+}
+
+export interface SessionOptions {
+  readonly id: number;
+  readonly wire: Wire;
+  readonly identity: Identity;
+  readonly databaseName: string;
+  readonly requestedUser: string;
+  readonly pool: Pool;
+  /** The settings of the startup packet as PostgreSQL took them. */
+  readonly startupParameters: ParameterSet;
+  readonly secretKey: Buffer;
+  readonly general: GeneralConfig;
+  readonly services: SessionServices;
+}
+
+/**
+ * Invariants: `relay.server` is set exactly while a connection is linked; a session that ended has neither a
+ * socket nor a place in a queue, and its connection is on its way to the pool or closed.
+ */
+export class ClientSession implements RelayHost {
+  readonly id: number;
+  readonly identity: Identity;
+  readonly databaseName: string;
+  readonly requestedUser: string;
+  readonly pool: Pool;
+  /** Of the cancel key: 4 bytes, or 32 since protocol 3.2. */
+  readonly secretKey: Buffer;
+  readonly relay: Relay;
+  readonly connectedAtMs: number;
+  readonly #options: SessionOptions;
+  readonly #sessionMode: boolean;
+  #ended = false;
+  #draining = false;
+  #cancelledForTimeout = false;
+
+  constructor(options: SessionOptions) {
+    const { pool, general, services } = options;
+    this.id = options.id;
+    this.identity = options.identity;
+    this.databaseName = options.databaseName;
+    this.requestedUser = options.requestedUser;
+    this.pool = pool;
+    this.secretKey = options.secretKey;
+    this.connectedAtMs = services.clock.nowMs;
+    this.#options = options;
+    this.#sessionMode = pool.options.settings.mode === 'session';
+    const mapped = !this.#sessionMode && general.preparedStatements !== 'disabled';
+    this.relay = new Relay({
+      wire: options.wire,
+      host: this,
+      clock: services.clock,
+      analyzer: services.analyzer,
+      registry: services.registry,
+      parameterSets: services.parameterSets,
+      parameters: options.startupParameters,
+      mapNamed: mapped,
+      mapUnnamed: mapped && general.preparedStatements === 'extended_anonymous',
+      guardedRole: pool.guardedRole,
+      provenStatements: pool.provenStatements,
+    });
+    pool.sessions.add(this);
+    options.wire.setHandler(this.relay);
+  }
+
+  /** For the console: waiting for a connection, using one, or idle. */
+  get state(): 'waiting' | 'active' | 'idle' {
+    if (this.relay.waiting) return 'waiting';
+    return this.relay.server === null ? 'idle' : 'active';
+  }
+
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  // ---- RelayHost -------------------------------------------------------------------------------------------
+
+  checkout(): ServerConnection | PgError | null {
+    if (this.#draining) return shuttingDown();
+    const server = this.pool.checkout(this.relay, this.#options.services.clock.nowMs);
+    if (server !== null && !(server instanceof PgError)) this.link(server);
+    return server;
+  }
+
+  /** The connection is the session's: what differs in its settings goes in front of the request. */
+  link(server: ServerConnection): void {
+    const relay = this.relay;
+    relay.server = server;
+    this.#cancelledForTimeout = false;
+    if (server.parameters === relay.parameters) return;
+    this.#sendDifference(server, relay.parameters);
+  }
+
+  onServerIdle(server: ServerConnection): void {
+    if (this.#ended) return;
+    const relay = this.relay;
+    if (relay.dirtySettings !== null && !this.#sessionMode)
+      return this.#readSettings(server, relay.dirtySettings);
+    if (this.#draining) return this.end(terminated());
+    if (this.#sessionMode || relay.pins !== null) return;
+    relay.server = null;
+    this.pool.release(server, this.#plan(false));
+  }
+
+  onClientGone(error: PgError | null): void {
+    this.end(error);
+  }
+
+  onServerLost(server: ServerConnection, fatalSent: boolean): void {
+    if (this.relay.server !== server) return;
+    this.relay.server = null;
+    if (this.#ended) return;
+    if (fatalSent) return this.#finish(null);
+    this.#finish(
+      new PgError({
+        code: SqlState.ConnectionFailure,
+        message: 'connection to PostgreSQL was lost',
+        severity: 'FATAL',
+        reason: 'server_lost',
+      }),
+    );
+  }
+
+  // ---- settings --------------------------------------------------------------------------------------------
+
+  #sendDifference(server: ServerConnection, wanted: ParameterSet): void {
+    const difference = parameterDifference(server.parameters, wanted);
+    server.parameters = wanted;
+    if (difference === null) return;
+    const batch = ownBatch((error) => {
+      if (error === null || server.state === ServerState.Closed) return;
+      this.#options.services.log.error(
+        { client: this.id, code: error.get('C') },
+        'the settings of a session could not be restored',
+      );
+      server.close('settings were refused');
+    });
+    sendParameters(server, difference.names, difference.values, batch);
+  }
+
+  /** Asks what the settings are now: whatever the transaction did to them, this is what the client keeps. */
+  #readSettings(server: ServerConnection, names: ReadonlySet<string>): void {
+    const relay = this.relay;
+    relay.dirtySettings = null;
+    let parameters = relay.parameters;
+    const batch = ownBatch(
+      (error) => {
+        if (server.state === ServerState.Closed) return;
+        if (error !== null) return server.close('settings could not be read');
+        relay.parameters = parameters;
+        server.parameters = parameters;
+      },
+      ([name, value]) => {
+        if (typeof name !== 'string') return;
+        parameters = this.#options.services.parameterSets.with(parameters, name, value ?? null);
+      },
+    );
+    sendReadParameters(server, [...names], batch);
+    server.flush();
+  }
+
+  // ---- cancel ----------------------------------------------------------------------------------------------
+
+  /** A CancelRequest with this session's key came. An idle session has nothing to cancel. */
+  async cancel(): Promise<void> {
+    const server = this.relay.server;
+    if (server !== null) {
+      if (server.pending.hasOwner(this.relay)) await cancelServer(server, this.pool.options.target);
+      return;
+    }
+    if (!this.relay.waiting || !this.pool.cancelWait(this.relay)) return;
+    this.relay.refuse(
+      new PgError({ code: SqlState.QueryCanceled, message: 'canceling statement due to user request' }),
+    );
+  }
+
+  // ---- deadlines -------------------------------------------------------------------------------------------
+
+  /** The janitor's visit. */
+  tick(nowMs: number): void {
+    if (this.#ended) return;
+    const { general } = this.#options;
+    const server = this.relay.server;
+    const quietMs = nowMs - this.relay.lastActivityMs;
+    if (server === null) {
+      if (!this.relay.waiting && quietMs >= general.clientIdleTimeoutMs) this.end(idleTooLong());
+      return;
+    }
+    if (server.pending.length > 0) {
+      this.#checkQueryTimeout(server, nowMs);
+      return;
+    }
+    if (server.txStatus !== TxStatus.Idle) {
+      if (quietMs >= general.clientIdleInTransactionTimeoutMs) this.end(idleInTransaction());
+    } else if (quietMs >= general.clientIdleTimeoutMs) {
+      this.end(idleTooLong());
+    }
+  }
+
+  #checkQueryTimeout(server: ServerConnection, nowMs: number): void {
+    const { queryTimeoutMs, rollbackTimeoutMs } = this.#options.general;
+    const runningMs = nowMs - server.requestStartedMs;
+    if (runningMs < queryTimeoutMs) return;
+    if (!this.#cancelledForTimeout) {
+      this.#cancelledForTimeout = true;
+      this.#options.services.log.warn(
+        { client: this.id, running_ms: Math.round(runningMs) },
+        'query_timeout: cancelling',
+      );
+      void cancelServer(server, this.pool.options.target);
+    } else if (runningMs >= queryTimeoutMs + rollbackTimeoutMs) {
+      this.end(
+        new PgError({
+          code: SqlState.QueryCanceled,
+          message: 'query_timeout',
+          severity: 'FATAL',
+          reason: 'query_timeout',
+        }),
+      );
+    }
+  }
+
+  // ---- end -------------------------------------------------------------------------------------------------
+
+  /** The pooler is going down: idle sessions end now, the others when their transaction does. */
+  drain(): void {
+    this.#draining = true;
+    const server = this.relay.server;
+    if (this.relay.waiting) return;
+    if (server === null || server.quiet) this.end(terminated());
+  }
+
+  /** Ends the session: the client is told `error`, if any, and the connection is left as the next owner wants it. */
+  end(error: PgError | null): void {
+    if (this.#ended) return;
+    const server = this.relay.server;
+    this.#finish(error);
+    if (server !== null) this.#leave(server);
+  }
+
+  #finish(error: PgError | null): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    const { wire } = this.#options;
+    this.relay.shut();
+    if (this.relay.waiting) this.pool.cancelWait(this.relay);
+    wire.resume();
+    if (error === null) wire.end();
+    else wire.end(encodeErrorResponse(error, { severity: 'FATAL' }));
+    this.pool.sessions.delete(this);
+    this.#options.services.onSessionEnd(this);
+    if (error !== null && error.reason !== undefined) {
+      this.#options.services.log.info(
+        { client: this.id, reason: error.reason, code: error.code },
+        error.message,
+      );
+    }
+  }
+
+  /**
+   * The client is gone. Quiet connections go back, an open transaction is rolled back, a running statement is
+   * cancelled and its answers read to the end; whatever does not end in time is closed.
+   */
+  #leave(server: ServerConnection): void {
+    if (server.state === ServerState.Closed) return;
+    if (this.relay.sendingPart) return server.close('client left in the middle of a message');
+    const discard = this.#sessionMode || this.relay.pins !== null;
+    if (server.pending.length === 0 && !server.skippingToSync) {
+      this.relay.server = null;
+      this.pool.release(server, this.#plan(discard));
+      return;
+    }
+    server.cleanDeadlineMs =
+      this.#options.services.clock.precise() + this.pool.options.settings.rollbackTimeoutMs;
+    const running = server.pending.length > 0;
+    if (server.copyIn) server.send(CLIENT_LEFT);
+    sendSync(
+      server,
+      ownBatch(() => {
+        if (server.state === ServerState.Closed) return;
+        this.relay.server = null;
+        this.pool.release(server, this.#plan(discard));
+      }),
+    );
+    server.wire.resume();
+    server.flush();
+    if (running) void cancelServer(server, this.pool.options.target);
+  }
+
+  #plan(discard: boolean): CleaningPlan | null {
+    const role = this.pool.guardedRole;
+    if (role === null && !discard) return null;
+    return { role, discard, emptyParameters: this.#options.services.parameterSets.empty };
+  }
+}
+
+function shuttingDown(): PgError {
+  return new PgError({
+    code: SqlState.CannotConnectNow,
+    message: 'the pooler is shutting down',
+    severity: 'FATAL',
+  });
+}
+
+function terminated(): PgError {
+  return new PgError({
+    code: SqlState.AdminShutdown,
+    message: 'terminating connection due to administrator command',
+    severity: 'FATAL',
+  });
+}
+
+function idleTooLong(): PgError {
+  return new PgError({
+    code: SqlState.IdleSessionTimeout,
+    message: 'terminating connection due to idle-session timeout',
+    severity: 'FATAL',
+    reason: 'client_idle_timeout',
+  });
+}
+
+function idleInTransaction(): PgError {
+  return new PgError({
+    code: SqlState.IdleInTransactionSessionTimeout,
+    message: 'terminating connection due to idle-in-transaction timeout',
+    severity: 'FATAL',
+    reason: 'client_idle_in_transaction_timeout',
+  });
+}
+
+const CLIENT_LEFT: Buffer = encodeCopyFail('the client left');

@@ -1,0 +1,91 @@
+/**
+ * Puts together the messages of a login, one at a time, from pieces of any size. Owns the limits: a message is
+ * refused by its header alone, and memory grows with what came, not with what was announced. It does not know what
+ * the messages mean.
+ */
+import { FrontendMessage, HEADER_BYTES } from '../protocol/codes.ts';
+import { SqlState } from '../protocol/pg-error.ts';
+import { checkStartupPacketLength } from '../protocol/startup-packet.ts';
+import { fatal } from './login-errors.ts';
+
+const LENGTH_BYTES = 4;
+const CAPACITY_BYTES = 256;
+
+/** Invariant: never holds a byte beyond the message it waits for. */
+export class LoginReader {
+  #bytes: Buffer = Buffer.allocUnsafeSlow(CAPACITY_BYTES);
+  #length = 0;
+  /** Bytes up to which the message is known: its header first, then its whole. */
+  #needed: number = LENGTH_BYTES;
+  #headerBytes: number = LENGTH_BYTES;
+  #responseBytesMax = 0;
+
+  /** The next message is a first packet: no type, 8 to 10,000 bytes. */
+  expectFirstPacket(): void {
+    this.#expect(LENGTH_BYTES, 0);
+  }
+
+  /** The next message answers an authentication request; its declared length is at most `bytesMax`. */
+  expectResponse(bytesMax: number): void {
+    this.#expect(HEADER_BYTES, bytesMax);
+  }
+
+  /** Takes what belongs to the message and returns the offset behind it. Throws FATAL 08P01. */
+  push(buffer: Buffer, start: number, end: number): number {
+    let at = start;
+    while (at < end && this.#length < this.#needed) {
+      const count = Math.min(end - at, this.#needed - this.#length);
+      this.#reserve(this.#length + count);
+      buffer.copy(this.#bytes, this.#length, at, at + count);
+      this.#length += count;
+      at += count;
+      if (this.#length === this.#headerBytes) this.#needed = this.#readHeader();
+    }
+    return at;
+  }
+
+  /** The whole message, header included, once it is there; the caller owns the bytes. Else null. */
+  tryTake(): Buffer | null {
+    if (this.#length < this.#needed) return null;
+    const message = this.#bytes.subarray(0, this.#length);
+    this.#bytes = Buffer.allocUnsafeSlow(CAPACITY_BYTES);
+    this.#length = 0;
+    this.#needed = this.#headerBytes;
+    return message;
+  }
+
+  #expect(headerBytes: number, bytesMax: number): void {
+    this.#headerBytes = headerBytes;
+    this.#needed = headerBytes;
+    this.#responseBytesMax = bytesMax;
+    this.#length = 0;
+  }
+
+  /** Bytes of the whole message. */
+  #readHeader(): number {
+    const declared = this.#bytes.readInt32BE(this.#headerBytes - LENGTH_BYTES);
+    if (this.#headerBytes === LENGTH_BYTES) {
+      checkStartupPacketLength(declared);
+      return declared;
+    }
+    const type = this.#bytes[0] as number;
+    if (type !== FrontendMessage.PasswordMessage) {
+      throw fatal(
+        SqlState.ProtocolViolation,
+        `expected password response, got message type ${type}`,
+        'unexpected_message',
+      );
+    }
+    if (declared < LENGTH_BYTES || declared > this.#responseBytesMax) {
+      throw fatal(SqlState.ProtocolViolation, 'invalid length of password response', 'response_length');
+    }
+    return declared + 1;
+  }
+
+  #reserve(byteCount: number): void {
+    if (byteCount <= this.#bytes.length) return;
+    const grown = Buffer.allocUnsafeSlow(Math.min(this.#needed, Math.max(byteCount, this.#bytes.length * 2)));
+    this.#bytes.copy(grown, 0, 0, this.#length);
+    this.#bytes = grown;
+  }
+}

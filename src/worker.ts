@@ -1,0 +1,398 @@
+/**
+ * The composition root: builds everything from a Config, owns the maps of pools and sessions, hands a proven login
+ * to its session, keeps time, drains. There is no module-level state anywhere; two workers can live in one process.
+ */
+import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { AdminSession } from './admin/admin-session.ts';
+import type { AdminView } from './admin/snapshot.ts';
+import { JwksSource } from './auth/jwks-source.ts';
+import { type KeySourceListeners, openKeySource } from './auth/open-key-source.ts';
+import { ScramKeys } from './auth/scram-keys.ts';
+import { TokenVerifier } from './auth/token-verifier.ts';
+import { Clock } from './base/clock.ts';
+import type { Logger } from './base/log.ts';
+import { ClientSession, type SessionServices } from './client/client-session.ts';
+import { Listener } from './client/listener.ts';
+import type { LoginResult, LoginTarget } from './client/login-contract.ts';
+import { deriveLoginKeys } from './client/login-rules.ts';
+import { encodeWelcome, type OpenedSession, openSession } from './client/session-opener.ts';
+import type { Config } from './config/config.ts';
+import { ServerCertificate } from './net/tls.ts';
+import type { WireHandler } from './net/wire.ts';
+import { encodeErrorResponse } from './protocol/message-writer.ts';
+import { PgError, SqlState } from './protocol/pg-error.ts';
+import type { Pool } from './server/pool.ts';
+import { PoolDirectory } from './server/pool-directory.ts';
+import { ParameterSets } from './session/parameters.ts';
+import { StatementRegistry } from './session/prepared-statements.ts';
+import { StatementAnalyzer } from './sql/statement.ts';
+
+export interface WorkerOptions {
+  readonly config: Config;
+  readonly log: Logger;
+}
+
+/** A running pooler. */
+export interface Worker {
+  readonly host: string;
+  readonly port: number;
+  /** What it does at the moment, as the console shows it. */
+  readonly view: AdminView;
+  /** Lets transactions finish, up to `shutdown_timeout`, then ends what is left. Resolves when nobody is left. */
+  drain(): Promise<void>;
+  /** Ends everything at once. */
+  destroy(): void;
+}
+
+/** Starts a pooler. Rejects with the system's error when it cannot listen, or with the fault of a key or file. */
+export async function startWorker(options: WorkerOptions): Promise<Worker> {
+  const worker = new PoolerWorker(options, await StatementAnalyzer.load());
+  await worker.start();
+  return worker;
+}
+
+/** Invariant: a client that logged in is in `#opening` or has a session in `#sessions`, never both. */
+class PoolerWorker implements Worker, LoginTarget, AdminView {
+  readonly config: Config;
+  readonly clock: Clock = new Clock();
+  readonly pools: PoolDirectory;
+  readonly startedAtMs: number = Date.now();
+  readonly #log: Logger;
+  readonly #scramKeys = new ScramKeys();
+  readonly #parameterSets = new ParameterSets();
+  readonly #services: SessionServices;
+  readonly #sessions = new Map<number, ClientSession>();
+  readonly #opening = new Set<WireHandler>();
+  readonly #consoles = new Set<AdminSession>();
+  #listener: Listener | null = null;
+  #ticker: NodeJS.Timeout | null = null;
+  #nextSessionId = 1;
+  #draining = false;
+  #onEmpty: (() => void) | null = null;
+  host = '';
+  port = 0;
+
+  constructor(options: WorkerOptions, analyzer: StatementAnalyzer) {
+    this.config = options.config;
+    this.#log = options.log;
+    this.pools = new PoolDirectory({
+      config: options.config,
+      scramKeys: this.#scramKeys,
+      parameterSets: this.#parameterSets,
+      now: () => this.clock.precise(),
+      log: options.log,
+    });
+    this.#services = {
+      clock: this.clock,
+      analyzer,
+      registry: new StatementRegistry(),
+      parameterSets: this.#parameterSets,
+      log: options.log,
+      onSessionEnd: (session) => this.#onSessionEnd(session),
+    };
+  }
+
+  get view(): AdminView {
+    return this;
+  }
+
+  async start(): Promise<void> {
+    const { config } = this;
+    const { tlsCertificate, tlsPrivateKey, authType } = config.general;
+    const keys = authType === 'jwt' ? await openKeySource(config, keyListeners(this.#log)) : null;
+    if (keys instanceof JwksSource) void keys.warm();
+    const listener = new Listener({
+      config,
+      certificate:
+        tlsCertificate !== null && tlsPrivateKey !== null
+          ? ServerCertificate.load(tlsCertificate, tlsPrivateKey)
+          : null,
+      verifier:
+        keys === null ? null : new TokenVerifier({ config: { ...config.jwt, ...config.turnstile }, keys }),
+      scramKeys: this.#scramKeys,
+      target: this,
+      log: this.#log,
+      now: Date.now,
+    });
+    await deriveLoginKeys(config, this.#scramKeys);
+    const address = await listener.listen();
+    this.#listener = listener;
+    this.host = config.general.host;
+    this.port = address.port;
+    this.#ticker = setInterval(() => this.#tick(), TICK_MS);
+    this.pools.warm();
+  }
+
+  // ---- AdminView -------------------------------------------------------------------------------------------
+
+  sessions(): Iterable<ClientSession> {
+    return this.#sessions.values();
+  }
+
+  get loginCount(): number {
+    return this.#listener?.loginCount ?? 0;
+  }
+
+  reconnect(databaseName: string | null): void {
+    this.pools.reconnect(databaseName);
+  }
+
+  // ---- LoginTarget -----------------------------------------------------------------------------------------
+
+  get sessionCount(): number {
+    return this.#sessions.size + this.#opening.size + this.#consoles.size;
+  }
+
+  onLogin(login: LoginResult): void {
+    if (login.identity === null) return this.#openConsole(login);
+    const pool = this.pools.acquire(login.identity, login.startup.database);
+    if (pool instanceof PgError) return this.#refuseLogin(login, pool);
+    const waiting = new OpeningClient(login, () => this.#opening.delete(waiting));
+    this.#opening.add(waiting);
+    login.wire.setHandler(waiting);
+    openSession(pool, login.startup, this.#parameterSets, this.clock.precise(), (opened) => {
+      this.#opening.delete(waiting);
+      if (waiting.gone) return;
+      if (opened instanceof PgError) {
+        this.pools.reject(pool, opened);
+        this.#refuseLogin(login, opened);
+        return;
+      }
+      this.#openSession(login, pool, opened, waiting.early);
+    });
+  }
+
+  async onCancel(processId: number, secret: Buffer): Promise<void> {
+    const session = this.#sessions.get(processId);
+    if (session === undefined || session.secretKey.length !== secret.length) return;
+    if (!timingSafeEqual(session.secretKey, secret)) return;
+    await session.cancel();
+  }
+
+  #openSession(login: LoginResult, pool: Pool, opened: OpenedSession, early: Buffer | null): void {
+    const identity = login.identity;
+    if (identity === null) return;
+    const id = this.#takeSessionId();
+    const secretKey = randomBytes(login.startup.protocolMinor >= 2 ? SECRET_BYTES_3_2 : SECRET_BYTES_3_0);
+    const session = new ClientSession({
+      id,
+      wire: login.wire,
+      identity,
+      databaseName: login.startup.database,
+      requestedUser: login.startup.user,
+      pool,
+      startupParameters: opened.parameters,
+      secretKey,
+      general: this.config.general,
+      services: this.#services,
+    });
+    this.#sessions.set(id, session);
+    if (this.config.general.logConnections) this.#logConnection(session, login);
+    login.wire.write(encodeWelcome(opened.reported, id, secretKey));
+    if (this.#draining) return session.drain();
+    login.wire.resume();
+    if (early !== null) session.relay.onBytes(early, 0, early.length);
+  }
+
+  #logConnection(session: ClientSession, login: LoginResult): void {
+    const { identity } = session;
+    const { token } = identity;
+    this.#log.info(
+      {
+        client: session.id,
+        role: identity.role,
+        database: session.databaseName,
+        method: identity.method,
+        peer: login.wire.remoteAddress,
+        tls: login.tlsInUse,
+        ...(token === null
+          ? {}
+          : {
+              iss: token.issuer,
+              sub: token.subject,
+              jti: token.tokenId,
+              kid: token.keyId,
+              exp: token.expiresAtMs,
+            }),
+      },
+      'client logged in',
+    );
+  }
+
+  #openConsole(login: LoginResult): void {
+    const console = new AdminSession({
+      wire: login.wire,
+      user: login.adminUser ?? '',
+      view: this,
+      onEnd: () => {
+        this.#consoles.delete(console);
+        this.#whenEmpty();
+      },
+    });
+    this.#consoles.add(console);
+    console.start();
+  }
+
+  #refuseLogin(login: LoginResult, error: PgError): void {
+    this.#log.warn(
+      {
+        role: login.identity?.role,
+        database: login.startup.database,
+        peer: login.wire.remoteAddress,
+        code: error.code,
+        ...(error.reason === undefined ? {} : { reason: error.reason }),
+      },
+      `login refused: ${error.message}`,
+    );
+    login.wire.setHandler(DEAF);
+    login.wire.end(encodeErrorResponse(error, { severity: 'FATAL' }));
+    this.#whenEmpty();
+  }
+
+  /** Session ids are the process ids of cancel keys: positive 32-bit numbers, none in use twice. */
+  #takeSessionId(): number {
+    while (this.#sessions.has(this.#nextSessionId)) this.#advanceSessionId();
+    const id = this.#nextSessionId;
+    this.#advanceSessionId();
+    return id;
+  }
+
+  #advanceSessionId(): void {
+    this.#nextSessionId = this.#nextSessionId >= SESSION_ID_MAX ? 1 : this.#nextSessionId + 1;
+  }
+
+  #onSessionEnd(session: ClientSession): void {
+    this.#sessions.delete(session.id);
+    if (this.config.general.logDisconnections) {
+      this.#log.info(
+        { client: session.id, role: session.identity.role, database: session.databaseName },
+        'client disconnected',
+      );
+    }
+    this.#whenEmpty();
+  }
+
+  // ---- time and end ----------------------------------------------------------------------------------------
+
+  #tick(): void {
+    const nowMs = this.clock.precise();
+    this.#listener?.tick(nowMs);
+    this.pools.tick(nowMs);
+    for (const session of this.#sessions.values()) session.tick(nowMs);
+  }
+
+  drain(): Promise<void> {
+    if (!this.#draining) {
+      this.#draining = true;
+      this.#log.info({ clients: this.#sessions.size }, 'draining');
+      this.#listener?.drain();
+      this.#listener?.stop();
+      for (const session of [...this.#sessions.values()]) session.drain();
+      for (const console of [...this.#consoles]) console.end();
+    }
+    return new Promise((resolve) => {
+      let deadline: NodeJS.Timeout | null = null;
+      const { shutdownTimeoutMs } = this.config.general;
+      const finish = (): void => {
+        if (deadline !== null) clearTimeout(deadline);
+        this.#onEmpty = null;
+        this.destroy();
+        resolve();
+      };
+      if (Number.isFinite(shutdownTimeoutMs)) {
+        deadline = setTimeout(
+          () => {
+            this.#log.warn(
+              { clients: this.#sessions.size },
+              'shutdown_timeout: ending the sessions that are left',
+            );
+            for (const session of [...this.#sessions.values()]) session.end(shutdownError());
+            // Running statements get their cancel request before the connections go.
+            deadline = setTimeout(finish, CANCEL_GRACE_MS);
+          },
+          Math.min(shutdownTimeoutMs, TIMER_MS_MAX),
+        );
+      }
+      this.#onEmpty = finish;
+      this.#whenEmpty();
+    });
+  }
+
+  #whenEmpty(): void {
+    if (this.#onEmpty === null || this.sessionCount > 0) return;
+    const done = this.#onEmpty;
+    this.#onEmpty = null;
+    // Connections that are being cleaned finish first; one more tick sees them idle.
+    setTimeout(done, DRAIN_SETTLE_MS);
+  }
+
+  destroy(): void {
+    if (this.#ticker !== null) clearInterval(this.#ticker);
+    this.#ticker = null;
+    this.#listener?.stop();
+    for (const session of [...this.#sessions.values()]) session.end(shutdownError());
+    for (const console of [...this.#consoles]) console.end();
+    this.pools.destroy();
+  }
+}
+
+/** A client that proved itself and waits for its role to come up at PostgreSQL. */
+class OpeningClient implements WireHandler {
+  gone = false;
+  /** What the client sent before it was told that it may. */
+  early: Buffer | null = null;
+  readonly #login: LoginResult;
+  readonly #onGone: () => void;
+
+  constructor(login: LoginResult, onGone: () => void) {
+    this.#login = login;
+    this.#onGone = onGone;
+  }
+
+  onBytes(buffer: Buffer, start: number, end: number): void {
+    const bytes = buffer.subarray(start, end);
+    this.early = this.early === null ? Buffer.from(bytes) : Buffer.concat([this.early, bytes]);
+    if (this.early.length > EARLY_BYTES_MAX) this.#login.wire.pause();
+  }
+
+  onDrain(): void {}
+
+  onClose(): void {
+    this.gone = true;
+    this.#onGone();
+  }
+}
+
+function keyListeners(log: Logger): KeySourceListeners {
+  return {
+    onPemFault: (message) => log.error({ reason: 'public_key_file' }, `public key file: ${message}`),
+    onPemReload: (description) => log.info({ key: description }, 'public key file reloaded'),
+    onJwksEvent: (event) => {
+      if (event.type === 'loaded') {
+        const leaked = event.skipped.some((key) => key.leaked);
+        if (leaked) log.error({ skipped: event.skipped }, 'the issuer publishes a private or symmetric key');
+        log.info({ keys: event.keys, skipped: event.skipped.length }, 'issuer keys loaded');
+      } else {
+        log.warn({ serving: event.serving, next_ms: event.retryInMs }, `issuer keys: ${event.message}`);
+      }
+    },
+  };
+}
+
+function shutdownError(): PgError {
+  return new PgError({
+    code: SqlState.AdminShutdown,
+    message: 'terminating connection due to administrator command',
+    severity: 'FATAL',
+  });
+}
+
+const DEAF: WireHandler = { onBytes() {}, onDrain() {}, onClose() {} };
+const TICK_MS = 100;
+const TIMER_MS_MAX = 0x7fffffff;
+const DRAIN_SETTLE_MS = 20;
+const CANCEL_GRACE_MS = 200;
+const EARLY_BYTES_MAX = 64 * 1024;
+const SESSION_ID_MAX = 0x7fffffff;
+const SECRET_BYTES_3_0 = 4;
+const SECRET_BYTES_3_2 = 32;
