@@ -1,0 +1,64 @@
+/**
+ * Starts one PostgreSQL primary and one streaming replica for a test run, or takes the server that
+ * INTEGRATION_DATABASE_URL names, and provides its address to the test files (see postgres.ts).
+ */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestProject } from 'vitest/node';
+import { startPostgres } from '../../src/demo/postgres.ts';
+import { makeCertificate } from './certificates.ts';
+import { HBA_LINES, type SharedPostgres } from './postgres.ts';
+
+/** Called by vitest before the first test file; what it returns is called after the last. */
+export async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const url = process.env['INTEGRATION_DATABASE_URL'];
+  if (url) {
+    project.provide('postgres', givenServer(url));
+    return async () => {};
+  }
+  const authority = makeCertificate({ name: 'test root authority', authority: true });
+  const server = makeCertificate({ name: 'localhost', issuer: authority });
+  const directory = mkdtempSync(join(tmpdir(), 'pgturnstile-test-'));
+  try {
+    const certFile = join(directory, 'server.crt');
+    const keyFile = join(directory, 'server.key');
+    writeFileSync(certFile, server.cert);
+    writeFileSync(keyFile, server.key, { mode: 0o600 });
+    const postgres = await startPostgres({
+      replica: true,
+      superuserPassword: 'test-superuser',
+      ssl: { certFile, keyFile },
+      hba: HBA_LINES,
+      settings: { max_prepared_transactions: '10' },
+    });
+    project.provide('postgres', {
+      primary: { host: postgres.primary.host, port: postgres.primary.port },
+      replica: postgres.replica && { host: postgres.replica.host, port: postgres.replica.port },
+      superuser: postgres.superuser,
+      password: postgres.password,
+      database: 'postgres',
+      caPem: authority.cert,
+      socketDirectory: postgres.socketDirectory,
+    });
+    return () => postgres.stop();
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+function givenServer(text: string): SharedPostgres {
+  const url = new URL(text);
+  return {
+    primary: {
+      host: decodeURIComponent(url.hostname).replace(/^\[|\]$/g, ''),
+      port: Number(url.port || 5432),
+    },
+    replica: null,
+    superuser: decodeURIComponent(url.username) || 'postgres',
+    password: decodeURIComponent(url.password),
+    database: decodeURIComponent(url.pathname.slice(1)) || 'postgres',
+    caPem: null,
+    socketDirectory: null,
+  };
+}
