@@ -15,13 +15,13 @@ import { ClientSession, type SessionServices } from './client/client-session.ts'
 import { Listener } from './client/listener.ts';
 import type { LoginResult, LoginTarget } from './client/login-contract.ts';
 import { deriveLoginKeys } from './client/login-rules.ts';
-import { encodeWelcome, type OpenedSession, openSession } from './client/session-opener.ts';
+import { encodeWelcome, openSession } from './client/session-opener.ts';
 import type { Config } from './config/config.ts';
 import { ServerCertificate } from './net/tls.ts';
 import type { WireHandler } from './net/wire.ts';
 import { encodeErrorResponse } from './protocol/message-writer.ts';
 import { PgError, SqlState } from './protocol/pg-error.ts';
-import type { Pool } from './server/pool.ts';
+import type { AcceptedStartup, Pool } from './server/pool.ts';
 import { PoolDirectory } from './server/pool-directory.ts';
 import { ParameterSets } from './session/parameters.ts';
 import { StatementRegistry } from './session/prepared-statements.ts';
@@ -67,6 +67,8 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
   #listener: Listener | null = null;
   #ticker: NodeJS.Timeout | null = null;
   #nextSessionId = 1;
+  #random: Buffer = Buffer.alloc(0);
+  #randomUsed: number = RANDOM_BYTES;
   #draining = false;
   #onEmpty: (() => void) | null = null;
   host = '';
@@ -169,11 +171,11 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     await session.cancel();
   }
 
-  #openSession(login: LoginResult, pool: Pool, opened: OpenedSession, early: Buffer | null): void {
+  #openSession(login: LoginResult, pool: Pool, opened: AcceptedStartup, early: Buffer | null): void {
     const identity = login.identity;
     if (identity === null) return;
     const id = this.#takeSessionId();
-    const secretKey = randomBytes(login.startup.protocolMinor >= 2 ? SECRET_BYTES_3_2 : SECRET_BYTES_3_0);
+    const secretKey = this.#takeSecret(login.startup.protocolMinor >= 2 ? SECRET_BYTES_3_2 : SECRET_BYTES_3_0);
     const session = new ClientSession({
       id,
       wire: login.wire,
@@ -188,7 +190,7 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     });
     this.#sessions.set(id, session);
     if (this.config.general.logConnections) this.#logConnection(session, login);
-    login.wire.write(encodeWelcome(opened.reported, id, secretKey));
+    login.wire.write(encodeWelcome(opened.statusMessages, id, secretKey));
     if (this.#draining) return session.drain();
     login.wire.resume();
     if (early !== null) session.relay.onBytes(early, 0, early.length);
@@ -255,6 +257,18 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     const id = this.#nextSessionId;
     this.#advanceSessionId();
     return id;
+  }
+
+  /** Random bytes for a cancel key, drawn from the system in larger pieces. */
+  #takeSecret(byteCount: number): Buffer {
+    if (this.#randomUsed + byteCount > RANDOM_BYTES) {
+      this.#random = randomBytes(RANDOM_BYTES);
+      this.#randomUsed = 0;
+    }
+    const secret = Buffer.from(this.#random.subarray(this.#randomUsed, this.#randomUsed + byteCount));
+    this.#random.fill(0, this.#randomUsed, this.#randomUsed + byteCount);
+    this.#randomUsed += byteCount;
+    return secret;
   }
 
   #advanceSessionId(): void {
@@ -388,6 +402,7 @@ function shutdownError(): PgError {
 }
 
 const DEAF: WireHandler = { onBytes() {}, onDrain() {}, onClose() {} };
+const RANDOM_BYTES = 4_096;
 const TICK_MS = 100;
 const TIMER_MS_MAX = 0x7fffffff;
 const DRAIN_SETTLE_MS = 20;

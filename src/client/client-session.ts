@@ -10,7 +10,8 @@ import type { Wire } from '../net/wire.ts';
 import { TxStatus } from '../protocol/codes.ts';
 import { encodeCopyFail, encodeErrorResponse } from '../protocol/message-writer.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
-import { ownBatch, sendParameters, sendReadParameters, sendSync } from '../server/own-batch.ts';
+import { ownBatch, sendParameters, sendReadParameters, sendRollback, sendSync } from '../server/own-batch.ts';
+import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { Pool } from '../server/pool.ts';
 import { cancelServer } from '../server/server-cancel.ts';
 import type { CleaningPlan } from '../server/server-cleaner.ts';
@@ -295,27 +296,36 @@ export class ClientSession implements RelayHost {
   #leave(server: ServerConnection): void {
     if (server.state === ServerState.Closed) return;
     if (this.relay.sendingPart) return server.close('client left in the middle of a message');
-    const discard = this.#sessionMode || this.relay.pins !== null;
     if (server.pending.length === 0 && !server.skippingToSync) {
       this.relay.server = null;
-      this.pool.release(server, this.#plan(discard));
+      this.pool.release(server, this.#plan(this.#leavesState()));
       return;
     }
     server.cleanDeadlineMs =
       this.#options.services.clock.precise() + this.pool.options.settings.rollbackTimeoutMs;
     const running = server.pending.length > 0;
-    if (server.copyIn) server.send(CLIENT_LEFT);
+    if (server.copyIn) {
+      server.send(CLIENT_LEFT);
+      server.expect(PendingKind.CopyEnd, PendingAction.Forward, null, null);
+    }
+    // Without a Sync of the client nothing may be committed by ours; PostgreSQL drops this while it skips to it.
+    if (server.unsynced) sendRollback(server, ownBatch(() => {}));
     sendSync(
       server,
       ownBatch(() => {
         if (server.state === ServerState.Closed) return;
         this.relay.server = null;
-        this.pool.release(server, this.#plan(discard));
+        this.pool.release(server, this.#plan(this.#leavesState()));
       }),
     );
     server.wire.resume();
     server.flush();
     if (running) void cancelServer(server, this.pool.options.target);
+  }
+
+  /** What its last statements did is known only when they are answered: not to be asked before. */
+  #leavesState(): boolean {
+    return this.#sessionMode || this.relay.pins !== null || this.relay.dirtySettings !== null;
   }
 
   #plan(discard: boolean): CleaningPlan | null {

@@ -16,11 +16,12 @@ import {
   encodeReadyForQuery,
   PARSE_COMPLETE,
 } from '../protocol/message-writer.ts';
+import type { ErrorFields } from '../protocol/backend-messages.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import { ownBatch, sendParameters, sendRole } from '../server/own-batch.ts';
 import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { Waiter } from '../server/pool.ts';
-import type { FakeAnswer, PendingData, ServerConnection } from '../server/server-connection.ts';
+import { type FakeAnswer, type PendingData, type ServerConnection, UNNAMED_FOREIGN } from '../server/server-connection.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import {
   PreparedStatement,
@@ -59,6 +60,16 @@ export interface RelayOptions {
   readonly guardedRole: string | null;
   /** Statements that PostgreSQL has prepared for this role before. */
   readonly provenStatements: WeakSet<object>;
+}
+
+/** What a Parse or Close of the unnamed statement replaced, where PostgreSQL may still skip it. */
+interface UnnamedChange {
+  readonly parse: Buffer | null;
+  readonly length: number;
+  readonly effects: StatementEffects;
+  readonly id: number;
+  /** What the server held before. */
+  readonly serverId: number;
 }
 
 /** What a Parse or Close changed in the client's names, so that it can be taken back. */
@@ -104,13 +115,14 @@ export class Relay implements WireHandler, Waiter {
   #dropLeft = 0;
   /** An error was answered without a server: everything up to Sync is dropped. */
   #skipToSync = false;
-  #copyEndSent = false;
   #names: Map<string, PreparedStatement> | null = null;
   #unnamed: PreparedStatement | null = null;
   /** The Parse message of the unnamed statement, when it is not mapped. */
   #unnamedParse: Buffer | null = null;
   #unnamedParseLength = 0;
   #unnamedEffects: StatementEffects = NO_EFFECTS;
+  /** Its number; another text has another. */
+  #unnamedId = 0;
   #rawEffects: Map<string, StatementEffects> | null = null;
   #portalEffects: StatementEffects = NO_EFFECTS;
   #namedPortalEffects: Map<string, StatementEffects> | null = null;
@@ -129,6 +141,8 @@ export class Relay implements WireHandler, Waiter {
   /** A statement that drops all prepared ones is under way: nothing is sent behind it until it is answered. */
   #barrier = false;
   #barrierAtSync = false;
+  /** Names that an error gave back their old meaning, until its request is over. */
+  #takenBack: Set<string> | null = null;
   /** Client names whose Parse was sent under the client's own name, to be closed after the request. */
   #strayNames: string[] | null = null;
 
@@ -310,9 +324,10 @@ export class Relay implements WireHandler, Waiter {
     const server = this.server;
     if (server !== null) server.send(buffer, start, start + take);
     this.#passLeft -= take;
+    if (this.#passLeft === 0 && server !== null && server.settleLate) server.settleCopy();
     if (this.#passLeft === 0 && server !== null && server.quiet) {
       server.flush();
-      this.#host.onServerIdle(server);
+      this.onServerIdle(server);
     }
     return start + take;
   }
@@ -465,14 +480,15 @@ export class Relay implements WireHandler, Waiter {
         return at + total;
       case FrontendMessage.CopyDone:
       case FrontendMessage.CopyFail:
-        this.#copyEndSent = true;
+        // Outside of a COPY PostgreSQL ignores it; behind a request it may be the end of that one's data.
+        if (server.pending.length > 0) server.expect(PendingKind.CopyEnd, PendingAction.Forward, this, null);
         this.#passLeft = total;
         return at;
       case FrontendMessage.CopyData:
         this.#passLeft = total;
         return at;
       case FrontendMessage.FunctionCall:
-        return this.#onFunctionCall(server, buffer, at, total);
+        return this.#onFunctionCall(server, buffer, at, end, total);
       case FrontendMessage.Terminate:
         this.#closed = true;
         this.#host.onClientGone(null);
@@ -562,7 +578,7 @@ export class Relay implements WireHandler, Waiter {
   #forgetUnnamed(server: ServerConnection): void {
     this.#unnamed = null;
     this.#unnamedParseLength = 0;
-    server.unnamedOwner = null;
+    server.unnamedId = 0;
   }
 
   /**
@@ -576,7 +592,7 @@ export class Relay implements WireHandler, Waiter {
       server.expect(PendingKind.Query, PendingAction.Forward, this, data);
     } else {
       server.send(REFUSED_PARSE);
-      server.unnamedOwner = null;
+      server.unnamedId = 0;
       server.expect(PendingKind.Parse, PendingAction.Forward, this, data);
     }
   }
@@ -618,6 +634,9 @@ export class Relay implements WireHandler, Waiter {
       restore = this.#unnamed;
       this.#unnamed = statement;
     } else {
+      if (name.startsWith(SERVER_NAME_PREFIX)) {
+        return this.#sendFailing(server, FrontendMessage.Parse, reservedName());
+      }
       this.#names ??= new Map();
       if (this.#names.has(name)) return this.#sendDuplicate(server, buffer, start, end, name);
       if (this.#names.size >= NAMES_MAX) {
@@ -631,6 +650,9 @@ export class Relay implements WireHandler, Waiter {
       this.#names.set(name, statement);
     }
     if (server.statements.use(statement)) {
+      if (server.txStatus === TxStatus.Failed && server.pending.length === 0 && !statement.effects.hasTransactionControl) {
+        return this.#sendDoomedParse(server, statement, name);
+      }
       const change = server.pending.length === 0 ? null : { name, statement, restore };
       server.fake(this, PARSE_COMPLETE, change);
       return;
@@ -664,6 +686,8 @@ export class Relay implements WireHandler, Waiter {
       return;
     }
     const length = end - start;
+    // What PostgreSQL reads first it cannot skip; in a pipeline the old statement may turn out to be still there.
+    const change = server.pending.length === 0 ? UNNAMED : this.#replaceUnnamed(server);
     this.#unnamedEffects = effects;
     if (
       this.#unnamedParse === null ||
@@ -674,7 +698,8 @@ export class Relay implements WireHandler, Waiter {
     }
     buffer.copy(this.#unnamedParse, 0, start, end);
     this.#unnamedParseLength = length;
-    server.unnamedOwner = this;
+    this.#unnamedId = this.#registry.takeUnnamedId();
+    server.unnamedId = this.#unnamedId;
     if (this.#mappedDeallocation(effects) !== null) {
       server.send(DEALLOCATE_GONE_PARSE);
       DEALLOCATE_GONE_PARSE.copy(this.#ensureUnnamedBytes(DEALLOCATE_GONE_PARSE.length));
@@ -682,7 +707,21 @@ export class Relay implements WireHandler, Waiter {
     } else {
       server.send(buffer, start, end);
     }
-    server.expect(PendingKind.Parse, PendingAction.Forward, this, UNNAMED);
+    server.expect(PendingKind.Parse, PendingAction.Forward, this, change);
+  }
+
+  /** Gives the kept Parse away, so that the next one cannot overwrite it. */
+  #replaceUnnamed(server: ServerConnection): UnnamedChange {
+    const change: UnnamedChange = {
+      parse: this.#unnamedParse,
+      length: this.#unnamedParseLength,
+      effects: this.#unnamedEffects,
+      id: this.#unnamedId,
+      serverId: server.unnamedId,
+    };
+    this.#unnamedParse = null;
+    this.#unnamedParseLength = 0;
+    return change;
   }
 
   #ensureUnnamedBytes(length: number): Buffer {
@@ -713,7 +752,22 @@ export class Relay implements WireHandler, Waiter {
     server.sendInt32(5 + statement.serverNameBytes.length);
     server.sendByte(STATEMENT);
     server.send(statement.serverNameBytes);
-    server.expect(PendingKind.Close, PendingAction.Quiet, this, null);
+    server.expect(PendingKind.Close, PendingAction.Quiet, this, statement);
+  }
+
+  /** In a failed transaction PostgreSQL refuses a Parse of most statements: it shall do so here too. */
+  #sendDoomedParse(
+    server: ServerConnection,
+    statement: PreparedStatement,
+    name: string,
+  ): void {
+    if (name === '') this.#unnamed = null;
+    else this.#names?.delete(name);
+    server.sendByte(FrontendMessage.Parse);
+    server.sendInt32(4 + statement.serverNameBytes.length + statement.parseTail.length);
+    server.send(statement.serverNameBytes);
+    server.send(statement.parseTail);
+    server.expect(PendingKind.Parse, PendingAction.Forward, this, null);
   }
 
   /**
@@ -793,17 +847,17 @@ export class Relay implements WireHandler, Waiter {
 
   /** The server's unnamed statement must be this client's last one, or none at all. */
   #ensureUnnamed(server: ServerConnection): void {
-    if (server.unnamedOwner === this && this.#unnamedParseLength > 0) return;
     if (this.#unnamedParseLength > 0 && this.#unnamedParse !== null) {
+      if (server.unnamedId === this.#unnamedId) return;
       server.send(this.#unnamedParse, 0, this.#unnamedParseLength);
-      server.expect(PendingKind.Parse, PendingAction.Quiet, this, UNNAMED);
-      server.unnamedOwner = this;
+      server.expect(PendingKind.Parse, PendingAction.Quiet, this, UNNAMED_AGAIN);
+      server.unnamedId = this.#unnamedId;
       return;
     }
-    if (server.unnamedOwner === null) return;
+    if (server.unnamedId === 0) return;
     server.send(CLOSE_UNNAMED);
-    server.expect(PendingKind.Close, PendingAction.Quiet, this, null);
-    server.unnamedOwner = null;
+    server.expect(PendingKind.Close, PendingAction.Quiet, this, UNNAMED_AGAIN);
+    server.unnamedId = 0;
   }
 
   #onDescribe(server: ServerConnection, buffer: Buffer, start: number, end: number): void {
@@ -849,9 +903,12 @@ export class Relay implements WireHandler, Waiter {
         return;
       }
     } else if (buffer[start + 5] === STATEMENT && unnamed) {
-      this.#ensureUnnamed(server);
+      const change = server.pending.length === 0 ? null : this.#replaceUnnamed(server);
       this.#unnamedParseLength = 0;
-      server.unnamedOwner = null;
+      server.unnamedId = 0;
+      server.send(buffer, start, end);
+      server.expect(PendingKind.Close, PendingAction.Forward, this, change);
+      return;
     }
     server.send(buffer, start, end);
     server.expect(PendingKind.Close, PendingAction.Forward, this, null);
@@ -881,9 +938,7 @@ export class Relay implements WireHandler, Waiter {
     if (end - start !== 5) return this.#violate('malformed Sync message');
     this.requestCount++;
     server.send(buffer, start, end);
-    const swallowed = server.copyIn && !this.#copyEndSent;
-    server.expect(swallowed ? PendingKind.MaybeSync : PendingKind.Sync, PendingAction.Forward, this, null);
-    if (!swallowed) this.#copyEndSent = false;
+    server.expect(PendingKind.Sync, PendingAction.Forward, this, null);
     if (this.#strayNames !== null) this.#closeStrays(server);
     if (!this.#barrierAtSync) return;
     this.#barrierAtSync = false;
@@ -904,12 +959,20 @@ export class Relay implements WireHandler, Waiter {
     server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
   }
 
-  #onFunctionCall(server: ServerConnection, buffer: Buffer, at: number, total: number): number {
+  #onFunctionCall(
+    server: ServerConnection,
+    buffer: Buffer,
+    at: number,
+    end: number,
+    total: number,
+  ): number {
     if (this.#guardedRole !== null) {
       if (total < 9) {
         this.#violate('malformed FunctionCall message');
         return at;
       }
+      // Behind `end` stands what the buffer was used for before.
+      if (end - at < 9) return -1;
       if (!isHarmlessFunction(buffer.readUInt32BE(at + 5))) {
         this.#sendFailing(
           server,
@@ -987,7 +1050,7 @@ export class Relay implements WireHandler, Waiter {
 
   /** Keeps the bytes of a request that could be prepared anew: one Sync, outside a transaction, not too long. */
   #record(server: ServerConnection, type: number, buffer: Buffer, start: number, end: number): void {
-    if (server.pending.length === 0 && server.txStatus === TxStatus.Idle) {
+    if (server.quiet) {
       this.#batchState = BatchState.Recording;
       this.#batchLength = 0;
     }
@@ -1052,7 +1115,7 @@ export class Relay implements WireHandler, Waiter {
         return;
       case PendingKind.Parse:
         if (data instanceof PreparedStatement) this.#provenStatements.add(data);
-        else if (data !== UNNAMED && !isReplacedError(data)) {
+        else if (data !== UNNAMED && data !== UNNAMED_AGAIN && !isUnnamedChange(data) && !isReplacedError(data)) {
           this.#provenStatements.add((data as NameChange).statement);
         }
         return;
@@ -1064,7 +1127,7 @@ export class Relay implements WireHandler, Waiter {
     const server = this.server;
     switch (kind) {
       case PendingKind.Query:
-        this.#queryFailed = true;
+        if (failed) this.#queryFailed = true;
         return;
       case PendingKind.Fake: {
         const change = (data as FakeAnswer).change;
@@ -1072,28 +1135,58 @@ export class Relay implements WireHandler, Waiter {
         return;
       }
       case PendingKind.Parse:
-        if (data === UNNAMED) {
-          this.#unnamedParseLength = 0;
-          if (server !== null) server.unnamedOwner = null;
+        if (data === UNNAMED_AGAIN) {
+          if (server !== null) server.unnamedId = failed ? 0 : UNNAMED_FOREIGN;
+        } else if (data === UNNAMED || isUnnamedChange(data)) {
+          this.#unnamedNotParsed(server, data, failed);
         } else if (data instanceof PreparedStatement) {
           server?.statements.delete(data);
         } else if (!isReplacedError(data)) {
           const change = data as NameChange;
           server?.statements.delete(change.statement);
-          this.#takeBack(change);
+          // A Parse of the unnamed statement drops the old one before it looks at the new (exec_parse_message).
+          this.#takeBack(failed && change.name === '' ? { ...change, restore: null } : change);
         }
+        return;
+      case PendingKind.Close:
+        if (isUnnamedChange(data)) this.#unnamedNotParsed(server, data, false);
+        else if (server !== null) server.unnamedId = UNNAMED_FOREIGN;
         return;
       case PendingKind.Bind:
       case PendingKind.Describe:
-        // Someone took the statement away behind our back, e.g. DEALLOCATE ALL in a DO block.
-        if (failed && code === SqlState.InvalidSqlStatementName) server?.statements.clear();
+        // Someone took the statement away behind our back, e.g. DEALLOCATE ALL in a DO block. Which others are gone
+        // nobody knows: each is found out by itself, on this connection by nobody but this client.
+        if (failed && code === SqlState.InvalidSqlStatementName && data instanceof PreparedStatement && server !== null) {
+          server.statements.delete(data);
+          server.retired = true;
+        }
         return;
       default:
     }
   }
 
+  /** Failed: PostgreSQL has no unnamed statement now. Skipped: it still has the one that was there before. */
+  #unnamedNotParsed(server: ServerConnection | null, data: PendingData, failed: boolean): void {
+    if (this.#takenBack?.has('') === true) return;
+    this.#takenBack ??= new Set();
+    this.#takenBack.add('');
+    if (failed || !isUnnamedChange(data)) {
+      this.#unnamedParseLength = 0;
+      if (server !== null) server.unnamedId = 0;
+      return;
+    }
+    this.#unnamedParse = data.parse;
+    this.#unnamedParseLength = data.length;
+    this.#unnamedEffects = data.effects;
+    this.#unnamedId = data.id;
+    if (server !== null) server.unnamedId = data.serverId;
+  }
+
+  /** Of several changes of one name that are taken back together, the first knows what was there before. */
   #takeBack(change: NameChange): void {
-    if (change.name === null) return;
+    if (change.name === null || this.#takenBack?.has(change.name) === true) return;
+    this.#takenBack ??= new Set();
+    this.#takenBack.add(change.name);
     if (change.name === '') this.#unnamed = change.restore;
     else if (change.restore === null) this.#names?.delete(change.name);
     else this.#names?.set(change.name, change.restore);
@@ -1103,13 +1196,15 @@ export class Relay implements WireHandler, Waiter {
     server: ServerConnection,
     kind: PendingKind,
     data: PendingData,
-    code: string,
-    routine: string,
+    fields: ErrorFields,
+    frame: Buffer,
   ): Buffer | null {
     if (isReplacedError(data)) return data.replacedError;
-    if (code !== SqlState.FeatureNotSupported || routine !== 'RevalidateCachedQuery') return null;
     if (!(data instanceof PreparedStatement) || (kind !== PendingKind.Bind && kind !== PendingKind.Describe))
       return null;
+    if (fields.get('C') !== SqlState.FeatureNotSupported || fields.get('R') !== 'RevalidateCachedQuery') {
+      return fields.get('M')?.includes(data.serverName) === true ? this.#withClientName(frame, data) : null;
+    }
     // "cached plan must not change result type": the statement goes, and comes back with the new type.
     server.statements.delete(data);
     this.#stale = data;
@@ -1118,7 +1213,20 @@ export class Relay implements WireHandler, Waiter {
     return NOTHING;
   }
 
+  /** PostgreSQL speaks of a statement by our name for it; the client hears his own. */
+  #withClientName(frame: Buffer, statement: PreparedStatement): Buffer {
+    let own = '';
+    for (const [name, known] of this.#names ?? []) if (known === statement) own = name;
+    const text = frame.toString('latin1').replace(`"${statement.serverName}"`, () => `"${own}"`);
+    const renamed = Buffer.from(text, 'latin1');
+    renamed.writeInt32BE(renamed.length - 1, 1);
+    return renamed;
+  }
+
   onReadyForQuery(server: ServerConnection, status: number): boolean {
+    // A client is idle from the end of its statement on, not from its beginning.
+    this.lastActivityMs = this.#clock.nowMs;
+    this.#takenBack = null;
     if (status === TxStatus.Idle) {
       this.#localSettings = false;
       this.transactionCount++;
@@ -1156,7 +1264,8 @@ export class Relay implements WireHandler, Waiter {
   onServerIdle(server: ServerConnection): void {
     if (this.#passLeft > 0) return;
     this.#namedPortalEffects = null;
-    this.#copyEndSent = false;
+    // PostgreSQL has answered, so what is still queued is for it to drop, and its drain is not ours to wait for.
+    if (this.#serverSlow) this.onServerDrain();
     this.#host.onServerIdle(server);
   }
 
@@ -1219,6 +1328,10 @@ export class Relay implements WireHandler, Waiter {
       }),
     );
   }
+}
+
+function isUnnamedChange(data: PendingData | null): data is UnnamedChange {
+  return data !== null && (data as Partial<UnnamedChange>).parse !== undefined;
 }
 
 interface ReplacedError {
@@ -1315,6 +1428,8 @@ const BatchState = { None: 0, Recording: 1, Whole: 2 } as const;
 
 /** Marks the Parse of the unnamed statement. */
 const UNNAMED: object = Object.freeze({ unnamed: true });
+/** Marks what is put in front of a Bind so that the server's unnamed statement is the client's. */
+const UNNAMED_AGAIN: object = Object.freeze({ unnamed: true });
 /** A text that was never analysed: all we know is that it may have done anything. */
 const UNKNOWN_EFFECTS: StatementEffects = Object.freeze({
   ...NO_EFFECTS,

@@ -14,16 +14,9 @@ import {
 import { PgError } from '../protocol/pg-error.ts';
 import type { StartupPacket } from '../protocol/startup-packet.ts';
 import { ownBatch, sendParameters } from '../server/own-batch.ts';
-import type { Pool, Waiter } from '../server/pool.ts';
+import type { AcceptedStartup, Pool, Waiter } from '../server/pool.ts';
 import { type ServerConnection, ServerState } from '../server/server-connection.ts';
-import { isSessionSetting, type ParameterSet, type ParameterSets } from '../session/parameters.ts';
-
-/** What a login needs to know about its pool before it may go on. */
-export interface OpenedSession {
-  readonly parameters: ParameterSet;
-  /** What the client is told: PostgreSQL's values with the client's own in their place. */
-  readonly reported: ReadonlyMap<string, string>;
-}
+import { isSessionSetting, type ParameterSets } from '../session/parameters.ts';
 
 /**
  * Makes sure of the pool and of the settings. `done` is called once, at once when both are known already; with a
@@ -34,18 +27,29 @@ export function openSession(
   startup: StartupPacket,
   parameterSets: ParameterSets,
   nowMs: number,
-  done: (opened: OpenedSession | PgError) => void,
+  done: (opened: AcceptedStartup | PgError) => void,
 ): void {
   const settings = new Map([...startup.settings].filter(([name]) => isSessionSetting(name)));
   const key = JSON.stringify([...settings]);
   const accepted = pool.acceptedStartups.get(key);
-  if (accepted !== undefined && pool.welcome !== null) {
-    return done(openedWith(pool.welcome, accepted, parameterSets));
-  }
-  const first = new FirstUse(pool, settings, parameterSets, (result) => {
+  if (accepted !== undefined) return done(accepted);
+  const doubtful = new Map([...settings].filter(([name, value]) => !isTakenAsGiven(name, value)));
+  const doubtfulKey = JSON.stringify([...doubtful]);
+  const complete = (base: AcceptedStartup): AcceptedStartup => {
+    if (doubtful.size === settings.size) return base;
+    const values = new Map([...settings, ...base.parameters.values]);
+    const opened = openedWith(pool.welcome ?? new Map(), values, parameterSets);
+    remember(pool, key, opened);
+    return opened;
+  };
+  const base = pool.acceptedStartups.get(doubtfulKey);
+  if (base !== undefined) return done(complete(base));
+  const first = new FirstUse(pool, doubtful, parameterSets, (result) => {
     pool.sessions.delete(first);
-    if (!(result instanceof PgError)) remember(pool, key, result);
-    done(result instanceof PgError ? result : openedWith(pool.welcome ?? new Map(), result, parameterSets));
+    if (result instanceof PgError) return done(result);
+    const opened = openedWith(pool.welcome ?? new Map(), result, parameterSets);
+    remember(pool, doubtfulKey, opened);
+    done(complete(opened));
   });
   pool.sessions.add(first);
   const server = pool.checkout(first, nowMs);
@@ -53,27 +57,36 @@ export function openSession(
   else if (server !== null) first.onCheckedOut(server);
 }
 
-function remember(pool: Pool, key: string, values: ReadonlyMap<string, string>): void {
+/**
+ * Values that PostgreSQL takes as they are, so that it need not be asked: drivers send these two with every login,
+ * and an application_name that is new each time would make each login wait for a server connection.
+ */
+function isTakenAsGiven(name: string, value: string): boolean {
+  if (name === 'client_encoding') return value === 'UTF8';
+  return name === 'application_name' && PLAIN_NAME.test(value);
+}
+
+function remember(pool: Pool, key: string, opened: AcceptedStartup): void {
   if (pool.acceptedStartups.size >= ACCEPTED_MAX) pool.acceptedStartups.clear();
-  if (key.length <= ACCEPTED_KEY_MAX) pool.acceptedStartups.set(key, values);
+  if (key.length <= ACCEPTED_KEY_MAX) pool.acceptedStartups.set(key, opened);
 }
 
 function openedWith(
   welcome: ReadonlyMap<string, string>,
   values: ReadonlyMap<string, string>,
   parameterSets: ParameterSets,
-): OpenedSession {
-  const reported = new Map(welcome);
-  for (const name of reported.keys()) {
-    const own = values.get(name.toLowerCase());
-    if (own !== undefined) reported.set(name, own);
+): AcceptedStartup {
+  const messages: Buffer[] = [];
+  for (const [name, value] of welcome) {
+    messages.push(encodeParameterStatus(name, values.get(name.toLowerCase()) ?? value));
   }
-  return { parameters: parameterSets.of(values), reported };
+  return { parameters: parameterSets.of(values), statusMessages: Buffer.concat(messages) };
 }
 
 /** Borrows a connection, sets what the client asked for, and reads back what PostgreSQL made of it. */
 class FirstUse implements Waiter {
   waitingSinceMs = 0;
+  readonly sendingPart: boolean = false;
   readonly #pool: Pool;
   readonly #settings: ReadonlyMap<string, string>;
   readonly #parameterSets: ParameterSets;
@@ -158,16 +171,18 @@ class FirstUse implements Waiter {
 }
 
 /** Everything between the proof and the first request, as one piece of bytes. */
-export function encodeWelcome(
-  reported: ReadonlyMap<string, string>,
-  processId: number,
-  secretKey: Buffer,
-): Buffer {
-  const parts: Buffer[] = [encodeAuthenticationOk()];
-  for (const [name, value] of reported) parts.push(encodeParameterStatus(name, value));
-  parts.push(encodeBackendKeyData(processId, secretKey), encodeReadyForQuery(TxStatus.Idle));
-  return Buffer.concat(parts);
+export function encodeWelcome(statusMessages: Buffer, processId: number, secretKey: Buffer): Buffer {
+  return Buffer.concat([
+    AUTHENTICATION_OK,
+    statusMessages,
+    encodeBackendKeyData(processId, secretKey),
+    READY_FOR_QUERY,
+  ]);
 }
 
+const AUTHENTICATION_OK: Buffer = encodeAuthenticationOk();
+const READY_FOR_QUERY: Buffer = encodeReadyForQuery(TxStatus.Idle);
+/** Printable ASCII of at most NAMEDATALEN - 1 bytes: pg_clean_ascii and truncation leave it alone. */
+const PLAIN_NAME = /^[ -~]{0,63}$/;
 const ACCEPTED_MAX = 1_000;
 const ACCEPTED_KEY_MAX = 4_096;

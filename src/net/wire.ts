@@ -41,8 +41,6 @@ export class Wire {
   #error: Error | null = null;
   readonly remoteAddress: string;
   readonly remotePort: number;
-  readonly localAddress: string;
-  readonly localPort: number;
   /** Bytes handed to the handler and bytes handed to the socket, for the console. */
   bytesRead = 0;
   bytesWritten = 0;
@@ -52,8 +50,6 @@ export class Wire {
     this.#readBuffer = readBuffer;
     this.remoteAddress = socket.remoteAddress ?? '';
     this.remotePort = socket.remotePort ?? 0;
-    this.localAddress = socket.localAddress ?? '';
-    this.localPort = socket.localPort ?? 0;
     this.#socket = socket;
     this.#attach(socket);
   }
@@ -83,6 +79,14 @@ export class Wire {
   /** True while bytes wait for a peer that does not read. */
   get writeBlocked(): boolean {
     return this.#writeBlocked;
+  }
+
+  get localAddress(): string {
+    return this.#socket.localAddress ?? '';
+  }
+
+  get localPort(): number {
+    return this.#socket.localPort ?? 0;
   }
 
   setHandler(handler: WireHandler): void {
@@ -210,7 +214,6 @@ export class Wire {
     const owned = new Socket(options as unknown as ConstructorParameters<typeof Socket>[0]);
     (socket as unknown as { _handle: null })._handle = null;
     this.#socket = owned;
-    owned.setNoDelay(true);
     this.#watch(owned);
     owned.resume();
   }

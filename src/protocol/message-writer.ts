@@ -1,7 +1,8 @@
 /**
  * Meaning → bytes, in both directions: a small append-only encoder and one function per message that pgturnstile
- * sends itself. Nothing here knows a socket; messages that are only relayed never pass through.
+ * sends itself; what a client would send to PostgreSQL is written by pg-protocol. Nothing here knows a socket; messages that are only relayed never pass through.
  */
+import { serialize } from 'pg-protocol';
 import { assert } from '../base/assert.ts';
 import {
   AuthenticationRequest,
@@ -81,13 +82,7 @@ export class MessageWriter {
 
   /** UTF-8 text and its NUL. Throws PgError 22023 when the text itself has a NUL, which would end it early. */
   cstring(value: string): this {
-    if (value.includes('\0')) {
-      throw new PgError({
-        code: SqlState.InvalidParameterValue,
-        message: 'a string must not hold a NUL byte',
-      });
-    }
-    return this.utf8(value).int8(0);
+    return this.utf8(withoutNul(value)).int8(0);
   }
 
   /** UTF-8 text without a terminator. */
@@ -321,38 +316,36 @@ export function encodeStartup(
   return writer.int8(0).end().take();
 }
 
+/** Query, as pg-protocol writes it. A NUL in any of these texts is PgError 22023, never a message cut short. */
 export function encodeQuery(sql: string): Buffer {
-  return message(FrontendMessage.Query, (writer) => writer.cstring(sql));
+  return serialize.query(withoutNul(sql));
 }
 
 /** Parse; `name` '' is the unnamed statement, a missing or zero type OID is left to the server. */
 export function encodeParse(name: string, sql: string, parameterTypes: readonly number[] = []): Buffer {
-  return message(FrontendMessage.Parse, (writer) => {
-    writer.cstring(name).cstring(sql).int16(parameterTypes.length);
-    for (const typeOid of parameterTypes) writer.int32(typeOid);
-  });
+  return serialize.parse({ name: withoutNul(name), text: withoutNul(sql), types: [...parameterTypes] });
 }
 
 /** Bind with every value and every result column in text format. */
 export function encodeBind(portal: string, statement: string, values: readonly (string | null)[]): Buffer {
-  return message(FrontendMessage.Bind, (writer) => {
-    writer.cstring(portal).cstring(statement).int16(0).int16(values.length);
-    for (const value of values) sized(writer, value);
-    writer.int16(0);
+  return serialize.bind({
+    portal: withoutNul(portal),
+    statement: withoutNul(statement),
+    values: [...values],
   });
 }
 
 export function encodeDescribe(target: 'S' | 'P', name: string): Buffer {
-  return message(FrontendMessage.Describe, (writer) => writer.utf8(target).cstring(name));
+  return serialize.describe({ type: target, name: withoutNul(name) });
 }
 
-/** Execute; `maxRows` 0 means all rows. */
+/** Execute; `maxRows` 0 means all rows. The bytes may be shared: never write to them. */
 export function encodeExecute(portal: string, maxRows = 0): Buffer {
-  return message(FrontendMessage.Execute, (writer) => writer.cstring(portal).int32(maxRows));
+  return serialize.execute({ portal: withoutNul(portal), rows: maxRows });
 }
 
 export function encodeClose(target: 'S' | 'P', name: string): Buffer {
-  return message(FrontendMessage.Close, (writer) => writer.utf8(target).cstring(name));
+  return serialize.close({ type: target, name: withoutNul(name) });
 }
 
 export function encodePassword(password: string): Buffer {
@@ -377,6 +370,12 @@ export function encodeCancelRequest(processId: number, secret: Uint8Array): Buff
   assertSecret(secret);
   const writer = new MessageWriter(16).begin(null).int32(RequestCode.CancelRequest);
   return writer.int32(processId).bytes(secret).end().take();
+}
+
+/** PostgreSQL ends a string at its first NUL: one inside would silently cut it. */
+function withoutNul(value: string): string {
+  if (!value.includes('\0')) return value;
+  throw new PgError({ code: SqlState.InvalidParameterValue, message: 'a string must not hold a NUL byte' });
 }
 
 function assertSecret(secret: Uint8Array): void {

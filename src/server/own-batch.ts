@@ -8,7 +8,7 @@ import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../pr
 import { textArrayLiteral } from '../session/parameters.ts';
 import { SERVER_NAME_PREFIX } from '../session/prepared-statements.ts';
 import { PendingAction, PendingKind } from './pending-responses.ts';
-import type { OwnBatch, ServerConnection, ServerOwner } from './server-connection.ts';
+import { type OwnBatch, type ServerConnection, type ServerOwner, UNNAMED_FOREIGN } from './server-connection.ts';
 
 interface OwnStatement {
   /** '' is prepared anew each time and shows in no view. */
@@ -34,8 +34,6 @@ const SET_ROLE: OwnStatement = ownStatement(
   `${SERVER_NAME_PREFIX}role`,
   "SELECT pg_catalog.set_config('role', $1, false)",
 );
-/** Owner of the server's unnamed statement when it is one of ours. */
-const POOLER: object = Object.freeze({});
 
 const EXECUTE = encodeExecute('');
 const ROLLBACK = encodeQuery('ROLLBACK');
@@ -59,7 +57,7 @@ function sendOwn(
   sync: boolean,
 ): void {
   if (statement.name === '' || !server.ownStatements.has(statement.name)) {
-    if (statement.name === '') server.unnamedOwner = POOLER;
+    if (statement.name === '') server.unnamedId = UNNAMED_FOREIGN;
     else server.ownStatements.add(statement.name);
     server.send(statement.parse);
     server.expect(PendingKind.Parse, PendingAction.Own, null, batch);

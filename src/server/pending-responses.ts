@@ -28,6 +28,8 @@ export const PendingKind = {
   Close: 9,
   /** Nothing was sent: `data` holds the bytes that the owner gets when the entry reaches the head. */
   Fake: 10,
+  /** CopyDone or CopyFail: marks the place, no answer of its own. From `Fake` on nothing is awaited. */
+  CopyEnd: 11,
 } as const;
 export type PendingKind = (typeof PendingKind)[keyof typeof PendingKind];
 
@@ -83,6 +85,17 @@ export class PendingResponses<Owner, Data> {
 
   get data(): Data | null {
     return this.#length === 0 ? null : (this.#data[this.#head] as Data | null);
+  }
+
+  /** Puts an entry in front of the oldest. */
+  unshift(kind: PendingKind, action: PendingAction, owner: Owner | null, data: Data | null): void {
+    if (this.#length > this.#mask) this.#grow();
+    this.#head = (this.#head - 1) & this.#mask;
+    this.#kinds[this.#head] = kind;
+    this.#actions[this.#head] = action;
+    this.#owners[this.#head] = owner;
+    this.#data[this.#head] = data;
+    this.#length++;
   }
 
   /** Takes the oldest entry away. */

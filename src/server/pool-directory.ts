@@ -197,8 +197,7 @@ export class PoolDirectory {
     const lockTimeoutMs = user?.lockTimeoutMs ?? database.lockTimeoutMs;
     if (statementTimeoutMs !== null) startupParameters['statement_timeout'] = String(statementTimeoutMs);
     if (lockTimeoutMs !== null) startupParameters['lock_timeout'] = String(lockTimeoutMs);
-    if (identity.readOnly || (database.readOnly ?? false))
-      startupParameters['default_transaction_read_only'] = 'on';
+    if (identity.readOnly) startupParameters['default_transaction_read_only'] = 'on';
     return {
       host: database.host,
       port: database.port,

@@ -10,7 +10,7 @@ import type { Logger } from '../base/log.ts';
 import type { PoolerMode } from '../config/config.ts';
 import { Wire } from '../net/wire.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
-import type { ParameterSets } from '../session/parameters.ts';
+import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import type { CapacityUser, ServerCapacity } from './server-capacity.ts';
 import { type CleaningPlan, cleanServer } from './server-cleaner.ts';
 import { ServerConnection, type ServerListener, type ServerOwner, ServerState } from './server-connection.ts';
@@ -24,6 +24,13 @@ export interface Waiter extends ServerOwner {
   /** The connection is linked to the session already. */
   onCheckedOut(server: ServerConnection): void;
   onCheckoutFailed(error: PgError): void;
+}
+
+/** A startup packet's settings as PostgreSQL took them. */
+export interface AcceptedStartup {
+  readonly parameters: ParameterSet;
+  /** The ParameterStatus messages that a client with these settings is told, ready to send. */
+  readonly statusMessages: Buffer;
 }
 
 export interface PoolSettings {
@@ -73,8 +80,8 @@ export class Pool implements ServerListener, CapacityUser {
   welcome: ReadonlyMap<string, string> | null = null;
   /** When the pool was last of use to anyone. */
   lastUsedMs: number;
-  /** Startup settings that PostgreSQL accepted, by their raw text, with the values it then reported. */
-  readonly acceptedStartups: Map<string, ReadonlyMap<string, string>> = new Map();
+  /** Startup settings that PostgreSQL accepted, by their raw text, and what they became. */
+  readonly acceptedStartups: Map<string, AcceptedStartup> = new Map();
   /** Statements that PostgreSQL has prepared for this role once: a Parse of one needs no connection. */
   readonly provenStatements: WeakSet<object> = new WeakSet();
   readonly #idle: ServerConnection[] = [];
@@ -167,6 +174,8 @@ export class Pool implements ServerListener, CapacityUser {
     assert(this.#active.delete(server), 'release of a connection that is not lent');
     server.linked = null;
     server.requestStartedMs = 0;
+    // A client that is slow to read its last rows keeps nobody else's answers back.
+    server.wire.resume();
     const nowMs = this.options.now();
     this.lastUsedMs = nowMs;
     if (server.retired || this.#closed) {
@@ -273,6 +282,7 @@ export class Pool implements ServerListener, CapacityUser {
     server.cleanDeadlineMs = Number.POSITIVE_INFINITY;
     server.linked = waiter;
     server.lastUsedMs = nowMs;
+    server.requestStartedMs = nowMs;
     this.#active.add(server);
   }
 
@@ -385,7 +395,10 @@ export class Pool implements ServerListener, CapacityUser {
       nowMs,
       retireAtMs: nowMs + serverLifetimeMs + jitterMs,
     });
-    this.welcome = new Map(opened.parameters);
+    if (this.welcome === null || !sameValues(this.welcome, opened.parameters)) {
+      this.welcome = new Map(opened.parameters);
+      this.acceptedStartups.clear();
+    }
     if (opened.leftover.length > 0) server.onBytes(opened.leftover, 0, opened.leftover.length);
     if (server.state === ServerState.Closed) return;
     this.#makeIdle(server, nowMs);
@@ -406,6 +419,8 @@ export class Pool implements ServerListener, CapacityUser {
         attempt: count,
         next_ms: delayMs,
         ...(error.reason === undefined ? {} : { reason: error.reason }),
+        // Our own words name the host and say what TLS or the network did; the client was told less.
+        ...(error.cause instanceof ServerLoginError && !error.cause.fromServer && { why: error.cause.message }),
       },
       `cannot connect to PostgreSQL: ${error.message}`,
     );
@@ -418,7 +433,7 @@ export class Pool implements ServerListener, CapacityUser {
 
   #checkoutTimedOut(): PgError {
     const failure = this.#failure;
-    if (failure !== null && this.serverCount === 0) return failure.error;
+    if (failure !== null) return failure.error;
     return new PgError({
       code: SqlState.TooManyConnections,
       message: `no server connection became free within ${this.options.settings.checkoutTimeoutMs} ms`,
@@ -427,6 +442,12 @@ export class Pool implements ServerListener, CapacityUser {
       safeToRetry: true,
     });
   }
+}
+
+function sameValues(left: ReadonlyMap<string, string>, right: ReadonlyMap<string, string>): boolean {
+  if (left.size !== right.size) return false;
+  for (const [name, value] of left) if (right.get(name) !== value) return false;
+  return true;
 }
 
 function poolClosed(): PgError {

@@ -47,12 +47,13 @@ export function cleanServer(
       server.flush();
     };
   };
-  if (server.txStatus !== TxStatus.Idle) sendRollback(server, ownBatch(step));
+  // A simple Query ends an implicit transaction too, and ROLLBACK undoes it (xact.c, UserAbortTransactionBlock).
+  if (server.txStatus !== TxStatus.Idle || server.unsynced) sendRollback(server, ownBatch(step));
   if (plan.discard) {
     sendDiscardAll(server, ownBatch(step));
     server.statements.clear();
     server.ownStatements.clear();
-    server.unnamedOwner = null;
+    server.unnamedId = 0;
     if (plan.emptyParameters !== undefined) server.parameters = plan.emptyParameters;
   }
   if (plan.role !== null) sendRole(server, plan.role, ownBatch(last), true);

@@ -21,6 +21,8 @@ import { PendingAction, PendingKind, PendingResponses } from './pending-response
 
 /** Whoever's bytes travel on the connection. The relay of a client session implements it. */
 export interface ServerOwner {
+  /** A message of the owner was sent in part: nothing may be put in front of its rest. */
+  readonly sendingPart: boolean;
   /**
    * Bytes for the client. The view lives until the call returns: false means that it is still referred to, and
    * the connection gives its read buffer away.
@@ -37,8 +39,8 @@ export interface ServerOwner {
     server: ServerConnection,
     kind: PendingKind,
     data: PendingData,
-    code: string,
-    routine: string,
+    fields: ErrorFields,
+    frame: Buffer,
   ): Buffer | null;
   /** A setting reported while the owner's request was running. */
   onParameterStatus(name: string, value: string): void;
@@ -76,6 +78,9 @@ export interface ServerListener {
   onServerClosed(server: ServerConnection, reason: string): void;
 }
 
+/** The unnamed statement is one of ours, or not known. */
+export const UNNAMED_FOREIGN: number = -1;
+
 export const ServerState = {
   Idle: 'idle',
   Active: 'active',
@@ -100,7 +105,7 @@ export interface ServerConnectionOptions {
 
 /**
  * Invariants: `linked` is set exactly while the state is Active; the connection is idle only when
- * ReadyForQuery said 'I', the queue is empty and PostgreSQL is not skipping to a Sync.
+ * ReadyForQuery said 'I', the queue is empty, the last request had its Sync and PostgreSQL is not skipping to one.
  */
 export class ServerConnection implements WireHandler {
   readonly pending: PendingResponses<ServerOwner, PendingData> = new PendingResponses();
@@ -119,10 +124,16 @@ export class ServerConnection implements WireHandler {
   txStatus: number = TxStatus.Idle;
   /** PostgreSQL drops what it reads until a Sync. */
   skippingToSync = false;
+  /** What was sent last is not ended by a Sync: an implicit transaction may be open (manual, "Pipelining"). */
+  unsynced = false;
   /** PostgreSQL waits for COPY data. */
   copyIn = false;
-  /** Whose unnamed statement the server holds; null when it holds none. */
-  unnamedOwner: object | null = null;
+  /** A COPY failed while Syncs stood behind it, and it is not known which of them are answered. */
+  copyInDoubt = false;
+  /** `settleCopy` waits for the rest of the owner's message. */
+  settleLate = false;
+  /** Which unnamed statement the server holds, by the number its relay gave it; 0 when it holds none. */
+  unnamedId = 0;
   /** Our own named statements that exist on the server. */
   readonly ownStatements: Set<string> = new Set();
   /** Cancel requests that are on their way to PostgreSQL. */
@@ -156,7 +167,6 @@ export class ServerConnection implements WireHandler {
   #readBuffer: Buffer | null = null;
   #parts: Buffer[] = [];
   #partsOwner: ServerOwner | null = null;
-  #ambiguousCopy = false;
   #fatalSent = false;
   #idleAnnounced = true;
 
@@ -175,7 +185,12 @@ export class ServerConnection implements WireHandler {
 
   /** True when nothing is under way and no transaction is open. */
   get quiet(): boolean {
-    return this.pending.length === 0 && this.txStatus === TxStatus.Idle && !this.skippingToSync;
+    return (
+      this.pending.length === 0 &&
+      this.txStatus === TxStatus.Idle &&
+      !this.unsynced &&
+      !this.skippingToSync
+    );
   }
 
   // ---- sending -------------------------------------------------------------------------------------------
@@ -221,11 +236,13 @@ export class ServerConnection implements WireHandler {
     data: PendingData | null,
   ): void {
     this.pending.push(kind, action, owner, data);
+    if (kind !== PendingKind.CopyEnd) this.unsynced = kind >= PendingKind.Parse;
     this.#idleAnnounced = false;
   }
 
   /** Gives the owner bytes in his turn without asking PostgreSQL; `change` comes back to him if they are dropped. */
   fake(owner: ServerOwner, bytes: Buffer, change: object | null): void {
+    this.unsynced = true;
     this.#idleAnnounced = false;
     if (this.pending.length === 0) this.#emit(owner, bytes, 0, bytes.length);
     else this.pending.push(PendingKind.Fake, PendingAction.Forward, owner, { bytes, change });
@@ -324,7 +341,7 @@ export class ServerConnection implements WireHandler {
     else this.wire.destroy();
     const owner = this.linked;
     this.linked = null;
-    this.unnamedOwner = null;
+    this.unnamedId = 0;
     for (let batch = this.#nextOwnBatch(); batch !== null; batch = this.#nextOwnBatch()) {
       batch.onEnd(batch.error ?? LOST);
     }
@@ -398,14 +415,16 @@ export class ServerConnection implements WireHandler {
         return;
       case BackendMessage.RowDescription:
       case BackendMessage.NoData:
+        if (pending.kind === PendingKind.MaybeSync) this.#dropMaybeSyncs();
         this.#emitUnlessOwn(buffer, start, end);
         if (pending.kind === PendingKind.Describe) this.#complete();
         return;
       case BackendMessage.CommandComplete:
       case BackendMessage.EmptyQueryResponse:
       case BackendMessage.PortalSuspended:
+        if (pending.kind === PendingKind.MaybeSync) this.#dropMaybeSyncs();
         this.#emitUnlessOwn(buffer, start, end);
-        if (this.copyIn) this.#onCopyInEnded(true);
+        if (this.copyIn) this.#onCopyInCompleted();
         if (pending.kind === PendingKind.Execute) this.#complete();
         else if (pending.kind !== PendingKind.Query) this.#outOfStep(type);
         return;
@@ -420,8 +439,10 @@ export class ServerConnection implements WireHandler {
       case BackendMessage.ErrorResponse:
         return this.#onErrorResponse(buffer, start, end);
       case BackendMessage.CopyInResponse:
+        if (pending.kind === PendingKind.MaybeSync) this.#dropMaybeSyncs();
+        this.copyIn = true;
         this.#emitUnlessOwn(buffer, start, end);
-        return this.#onCopyIn();
+        return;
       case BackendMessage.ParameterStatus:
         return this.#onParameterStatus(buffer, start, end);
       case BackendMessage.NoticeResponse:
@@ -438,7 +459,7 @@ export class ServerConnection implements WireHandler {
 
   #onComplete(kind: PendingKind, buffer: Buffer, start: number, end: number): void {
     const pending = this.pending;
-    while (pending.kind === PendingKind.MaybeSync) pending.pop();
+    if (pending.kind === PendingKind.MaybeSync) this.#dropMaybeSyncs();
     const head: number = pending.kind;
     if (head !== kind) return this.#outOfStep(buffer[start] as number);
     if (pending.action === PendingAction.Forward) this.#emit(pending.owner, buffer, start, end);
@@ -453,14 +474,16 @@ export class ServerConnection implements WireHandler {
     const kind = pending.kind as PendingKind;
     pending.pop();
     if (owner !== null && data !== null) owner.onCompleted(kind, data);
-    if (pending.kind === PendingKind.Fake) this.#drainFakes();
+    if (pending.kind >= PendingKind.Fake) this.#drainFakes();
   }
 
   #drainFakes(): void {
     const pending = this.pending;
-    while (pending.kind === PendingKind.Fake) {
-      const { bytes } = pending.data as FakeAnswer;
-      this.#emit(pending.owner, bytes, 0, bytes.length);
+    while (pending.kind >= PendingKind.Fake) {
+      if (pending.kind === PendingKind.Fake) {
+        const { bytes } = pending.data as FakeAnswer;
+        this.#emit(pending.owner, bytes, 0, bytes.length);
+      }
       pending.pop();
     }
   }
@@ -489,14 +512,15 @@ export class ServerConnection implements WireHandler {
       if (data !== null) owner.onCompleted(kind, data);
       if (owner.onReadyForQuery(this, status)) this.#emit(owner, buffer, start, end);
     }
-    if (this.#ambiguousCopy) this.#probeSync();
-    if (pending.kind === PendingKind.Fake) this.#drainFakes();
+    if (pending.kind >= PendingKind.Fake) this.#drainFakes();
+    if (this.copyInDoubt) this.settleCopy();
   }
 
   #onErrorResponse(buffer: Buffer, start: number, end: number): void {
     const pending = this.pending;
     const fields = this.#streaming ? EMPTY_FIELDS : tryDecodeErrorFields(buffer, start + 5, end);
     if (fields === null) return this.#fail('malformed ErrorResponse from server');
+    if (pending.kind === PendingKind.MaybeSync) this.#dropMaybeSyncs();
     const severity = fields.get('V') ?? fields.get('S');
     const fatal = severity === 'FATAL' || severity === 'PANIC';
     const code = fields.get('C') ?? '';
@@ -520,7 +544,9 @@ export class ServerConnection implements WireHandler {
       const kind = pending.kind as PendingKind;
       const data = pending.data;
       const other =
-        fatal || data === null ? null : owner.onError(this, kind, data, code, fields.get('R') ?? '');
+        fatal || data === null || this.#streaming
+          ? null
+          : owner.onError(this, kind, data, fields, buffer.subarray(start, end));
       if (other === null) {
         this.#emit(owner, buffer, start, end);
       } else {
@@ -534,7 +560,7 @@ export class ServerConnection implements WireHandler {
       this.retired = true;
       return;
     }
-    if (this.copyIn) this.#onCopyInEnded(false);
+    if (this.copyIn) this.#onCopyInFailed();
     switch (pending.kind) {
       case PendingKind.Query:
       case PendingKind.FunctionCall:
@@ -564,63 +590,67 @@ export class ServerConnection implements WireHandler {
     this.skippingToSync = true;
   }
 
-  // ---- COPY in the extended protocol -----------------------------------------------------------------------
+  // ---- COPY from the client --------------------------------------------------------------------------------
 
   /**
    * While PostgreSQL reads COPY data it ignores Sync (copyfromparse.c, CopyGetData): libpq sends one right after
-   * Execute and a second after CopyDone. The first gets no ReadyForQuery, unless the COPY fails before it is read.
+   * Execute and a second after CopyDone. What stands between the request and the end of the data in the queue was
+   * read as part of the COPY, so no answer to it comes.
    */
-  #onCopyIn(): void {
-    this.copyIn = true;
-    const pending = this.pending;
-    if (pending.kind !== PendingKind.Execute) return;
-    for (let index = 1; index < pending.length && pending.kindAt(index) === PendingKind.Sync; index++) {
-      pending.setKindAt(index, PendingKind.MaybeSync);
-    }
-  }
-
-  #onCopyInEnded(success: boolean): void {
+  #onCopyInCompleted(): void {
     this.copyIn = false;
     const pending = this.pending;
-    if (pending.kind !== PendingKind.Execute) return;
-    if (pending.length < 2 || pending.kindAt(1) !== PendingKind.MaybeSync) return;
-    if (!success) {
-      this.#ambiguousCopy = true;
-      return;
-    }
-    const owner = pending.owner;
-    const action = pending.action;
-    const data = pending.data;
-    pending.pop();
-    while ((pending.kind as number) === PendingKind.MaybeSync) pending.pop();
-    // The Execute goes back to the head: it is completed by the caller.
-    this.#unshift(PendingKind.Execute, action, owner, data);
+    const end = this.#copyEndIndex();
+    if (end === 0) return;
+    const kind = pending.kind as PendingKind;
+    const { owner, action, data } = pending;
+    for (let count = 0; count <= end; count++) pending.pop();
+    // The Sync that closes the request is still to come.
+    if (pending.length === 0 && kind === PendingKind.Execute) this.unsynced = true;
+    pending.unshift(kind, action, owner, data);
   }
 
-  #unshift(
-    kind: PendingKind,
-    action: PendingAction,
-    owner: ServerOwner | null,
-    data: PendingData | null,
-  ): void {
+  /** The COPY failed: nobody can know how many of the Syncs behind it were read as part of it before. */
+  #onCopyInFailed(): void {
+    this.copyIn = false;
     const pending = this.pending;
-    const count = pending.length;
-    pending.push(kind, action, owner, data);
-    for (let index = 0; index < count; index++) {
-      pending.push(pending.kind as PendingKind, pending.action, pending.owner, pending.data);
-      pending.pop();
+    const end = this.#copyEndIndex();
+    for (let index = 1; index < (end === 0 ? pending.length : end); index++) {
+      if (pending.kindAt(index) !== PendingKind.Sync || pending.actionAt(index) === PendingAction.Own) continue;
+      pending.setKindAt(index, PendingKind.MaybeSync);
+      this.copyInDoubt = true;
     }
+  }
+
+  /** Where the data of the COPY at the head end in the queue; 0 when the client has not ended them. */
+  #copyEndIndex(): number {
+    const pending = this.pending;
+    for (let index = 1; index < pending.length; index++) {
+      if (pending.kindAt(index) === PendingKind.CopyEnd) return index;
+    }
+    return 0;
+  }
+
+  /** An answer came that no Sync has: the ones in front of it were read as part of a COPY. */
+  #dropMaybeSyncs(): void {
+    const pending = this.pending;
+    while (pending.kind === PendingKind.MaybeSync) pending.pop();
+    if (pending.kind >= PendingKind.Fake) this.#drainFakes();
   }
 
   /**
-   * A COPY failed while a Sync stood behind it: nobody can know whether that Sync was read as part of the COPY.
-   * A Close of our own marks the place: a ReadyForQuery that did not come before its answer never will.
+   * After a COPY that failed with Syncs behind it, some of the Syncs in the queue may never be answered. A Close of
+   * our own marks the place: a ReadyForQuery that did not come before its answer never will. Waits for the end of a
+   * message that the owner has sent in part.
    */
-  #probeSync(): void {
-    this.#ambiguousCopy = false;
+  settleCopy(): void {
+    this.settleLate = this.linked !== null && this.linked.sendingPart;
+    if (this.settleLate) return;
+    this.copyInDoubt = false;
     const pending = this.pending;
     for (let index = 0; index < pending.length; index++) {
-      if (pending.kindAt(index) === PendingKind.Sync) pending.setKindAt(index, PendingKind.MaybeSync);
+      if (pending.kindAt(index) !== PendingKind.Sync || pending.actionAt(index) === PendingAction.Own) continue;
+      pending.setKindAt(index, PendingKind.MaybeSync);
     }
     if (pending.length === 0) return;
     const batch: OwnBatch = { onRow: () => {}, onEnd: () => {}, error: null, statusTo: null };

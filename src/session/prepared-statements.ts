@@ -31,6 +31,7 @@ export class PreparedStatement {
 export class StatementRegistry {
   readonly #known: Lru<string, PreparedStatement>;
   #nextId = 1;
+  #unnamedId = 0;
 
   constructor(max: number = REGISTRY_MAX) {
     this.#known = new Lru(max);
@@ -38,6 +39,11 @@ export class StatementRegistry {
 
   get size(): number {
     return this.#known.size;
+  }
+
+  /** A number for an unnamed statement that stays as it is; never given twice, positive. */
+  takeUnnamedId(): number {
+    return ++this.#unnamedId;
   }
 
   find(key: string): PreparedStatement | undefined {
@@ -87,6 +93,11 @@ export class ServerStatements {
       return oldest;
     }
     return null;
+  }
+
+  /** Takes back that a statement was closed: PostgreSQL skipped the Close. May go beyond the limit by those. */
+  restore(statement: PreparedStatement): void {
+    this.#held.set(statement, true);
   }
 
   delete(statement: PreparedStatement): void {

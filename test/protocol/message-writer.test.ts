@@ -115,7 +115,7 @@ const FRAMES: [string, Buffer, string][] = [
   [
     'Bind',
     writer.encodeBind('p', 's', [null, 'é']),
-    '42 00000018 7000 7300 0000 0002 ffffffff 00000002 c3a9 0000',
+    '42 0000001e 7000 7300 0002 0000 0000 0002 ffffffff 00000002 c3a9 0001 0000',
   ],
   ['Describe', writer.encodeDescribe('P', ''), '44 00000006 50 00'],
   ['Execute', writer.encodeExecute('p', 7), '45 0000000a 7000 00000007'],
