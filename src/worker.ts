@@ -62,7 +62,7 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
   readonly #parameterSets = new ParameterSets();
   readonly #services: SessionServices;
   readonly #sessions = new Map<number, ClientSession>();
-  readonly #opening = new Set<WireHandler>();
+  readonly #opening = new Set<OpeningClient>();
   readonly #consoles = new Set<AdminSession>();
   #listener: Listener | null = null;
   #ticker: NodeJS.Timeout | null = null;
@@ -146,20 +146,24 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
   }
 
   onLogin(login: LoginResult): void {
-    if (login.identity === null) return this.#openConsole(login);
-    const pool = this.pools.acquire(login.identity, login.startup.database);
+    const { identity } = login;
+    if (identity === null) return this.#openConsole(login);
+    const pool = this.pools.acquire(identity, login.startup.database);
     if (pool instanceof PgError) return this.#refuseLogin(login, pool);
-    const waiting = new OpeningClient(login, () => this.#opening.delete(waiting));
+    const waiting = new OpeningClient(login, this.clock.precise(), () => {
+      this.#opening.delete(waiting);
+      this.#whenEmpty();
+    });
     this.#opening.add(waiting);
     login.wire.setHandler(waiting);
     openSession(pool, login.startup, this.#parameterSets, this.clock.precise(), (opened) => {
       this.#opening.delete(waiting);
+      // Remembered also when nobody is left to be told.
+      if (opened instanceof PgError) this.pools.reject(pool, opened);
       if (waiting.gone) return;
-      if (opened instanceof PgError) {
-        this.pools.reject(pool, opened);
-        this.#refuseLogin(login, opened);
-        return;
-      }
+      if (opened instanceof PgError) return this.#refuseLogin(login, opened);
+      const refused = this.pools.refusal(identity, pool);
+      if (refused !== null) return this.#refuseLogin(login, refused);
       this.#openSession(login, pool, opened, waiting.early);
     });
   }
@@ -175,7 +179,9 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     const identity = login.identity;
     if (identity === null) return;
     const id = this.#takeSessionId();
-    const secretKey = this.#takeSecret(login.startup.protocolMinor >= 2 ? SECRET_BYTES_3_2 : SECRET_BYTES_3_0);
+    const secretKey = this.#takeSecret(
+      login.startup.protocolMinor >= 2 ? SECRET_BYTES_3_2 : SECRET_BYTES_3_0,
+    );
     const session = new ClientSession({
       id,
       wire: login.wire,
@@ -293,6 +299,11 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     this.#listener?.tick(nowMs);
     this.pools.tick(nowMs);
     for (const session of this.#sessions.values()) session.tick(nowMs);
+    for (const waiting of this.#opening) {
+      if (nowMs - waiting.sinceMs < this.config.general.clientLoginTimeoutMs) continue;
+      waiting.onClose();
+      this.#refuseLogin(waiting.login, loginTimedOut());
+    }
   }
 
   drain(): Promise<void> {
@@ -355,18 +366,21 @@ class OpeningClient implements WireHandler {
   gone = false;
   /** What the client sent before it was told that it may. */
   early: Buffer | null = null;
-  readonly #login: LoginResult;
+  readonly login: LoginResult;
+  /** When the proof was given. */
+  readonly sinceMs: number;
   readonly #onGone: () => void;
 
-  constructor(login: LoginResult, onGone: () => void) {
-    this.#login = login;
+  constructor(login: LoginResult, sinceMs: number, onGone: () => void) {
+    this.login = login;
+    this.sinceMs = sinceMs;
     this.#onGone = onGone;
   }
 
   onBytes(buffer: Buffer, start: number, end: number): void {
     const bytes = buffer.subarray(start, end);
     this.early = this.early === null ? Buffer.from(bytes) : Buffer.concat([this.early, bytes]);
-    if (this.early.length > EARLY_BYTES_MAX) this.#login.wire.pause();
+    if (this.early.length > EARLY_BYTES_MAX) this.login.wire.pause();
   }
 
   onDrain(): void {}
@@ -398,6 +412,16 @@ function shutdownError(): PgError {
     code: SqlState.AdminShutdown,
     message: 'terminating connection due to administrator command',
     severity: 'FATAL',
+  });
+}
+
+/** The proof was in time, PostgreSQL was not. */
+function loginTimedOut(): PgError {
+  return new PgError({
+    code: SqlState.QueryCanceled,
+    message: 'canceling authentication due to timeout',
+    severity: 'FATAL',
+    reason: 'login_timeout',
   });
 }
 

@@ -131,7 +131,7 @@ export class ClientSession implements RelayHost {
     if (this.#draining) return this.end(terminated());
     if (this.#sessionMode || relay.pins !== null) return;
     relay.server = null;
-    this.pool.release(server, this.#plan(false));
+    this.pool.release(server, this.#plan(server, false));
   }
 
   onClientGone(error: PgError | null): void {
@@ -173,7 +173,9 @@ export class ClientSession implements RelayHost {
   /** Asks what the settings are now: whatever the transaction did to them, this is what the client keeps. */
   #readSettings(server: ServerConnection, names: ReadonlySet<string>): void {
     const relay = this.relay;
+    const doubt = relay.dirtyInDoubt;
     relay.dirtySettings = null;
+    relay.dirtyInDoubt = false;
     let parameters = relay.parameters;
     const batch = ownBatch(
       (error) => {
@@ -187,7 +189,7 @@ export class ClientSession implements RelayHost {
         parameters = this.#options.services.parameterSets.with(parameters, name, value ?? null);
       },
     );
-    sendReadParameters(server, [...names], batch);
+    sendReadParameters(server, [...names], doubt, batch);
     server.flush();
   }
 
@@ -211,6 +213,7 @@ export class ClientSession implements RelayHost {
   /** The janitor's visit. */
   tick(nowMs: number): void {
     if (this.#ended) return;
+    this.relay.tick();
     const { general } = this.#options;
     const server = this.relay.server;
     const quietMs = nowMs - this.relay.lastActivityMs;
@@ -277,7 +280,7 @@ export class ClientSession implements RelayHost {
     this.relay.shut();
     if (this.relay.waiting) this.pool.cancelWait(this.relay);
     wire.resume();
-    if (error === null) wire.end();
+    if (error === null || this.relay.server?.isPartWayTo(this.relay)) wire.end();
     else wire.end(encodeErrorResponse(error, { severity: 'FATAL' }));
     this.pool.sessions.delete(this);
     this.#options.services.onSessionEnd(this);
@@ -298,7 +301,7 @@ export class ClientSession implements RelayHost {
     if (this.relay.sendingPart) return server.close('client left in the middle of a message');
     if (server.pending.length === 0 && !server.skippingToSync) {
       this.relay.server = null;
-      this.pool.release(server, this.#plan(this.#leavesState()));
+      this.pool.release(server, this.#plan(server, this.#leavesState()));
       return;
     }
     server.cleanDeadlineMs =
@@ -309,13 +312,17 @@ export class ClientSession implements RelayHost {
       server.expect(PendingKind.CopyEnd, PendingAction.Forward, null, null);
     }
     // Without a Sync of the client nothing may be committed by ours; PostgreSQL drops this while it skips to it.
-    if (server.unsynced) sendRollback(server, ownBatch(() => {}));
+    if (server.unsynced && !server.skippingToSync)
+      sendRollback(
+        server,
+        ownBatch(() => {}),
+      );
     sendSync(
       server,
       ownBatch(() => {
         if (server.state === ServerState.Closed) return;
         this.relay.server = null;
-        this.pool.release(server, this.#plan(this.#leavesState()));
+        this.pool.release(server, this.#plan(server, this.#leavesState()));
       }),
     );
     server.wire.resume();
@@ -328,8 +335,8 @@ export class ClientSession implements RelayHost {
     return this.#sessionMode || this.relay.pins !== null || this.relay.dirtySettings !== null;
   }
 
-  #plan(discard: boolean): CleaningPlan | null {
-    const role = this.pool.guardedRole;
+  #plan(server: ServerConnection, discard: boolean): CleaningPlan | null {
+    const role = server.roleSafe && server.quiet && !discard ? null : this.pool.guardedRole;
     if (role === null && !discard) return null;
     return { role, discard, emptyParameters: this.#options.services.parameterSets.empty };
   }

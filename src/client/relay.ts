@@ -7,6 +7,7 @@
  */
 import type { Clock } from '../base/clock.ts';
 import type { Wire, WireHandler } from '../net/wire.ts';
+import type { ErrorFields } from '../protocol/backend-messages.ts';
 import { FrontendMessage, TxStatus } from '../protocol/codes.ts';
 import {
   CLOSE_COMPLETE,
@@ -16,18 +17,23 @@ import {
   encodeReadyForQuery,
   PARSE_COMPLETE,
 } from '../protocol/message-writer.ts';
-import type { ErrorFields } from '../protocol/backend-messages.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
-import { ownBatch, sendParameters, sendRole } from '../server/own-batch.ts';
+import { ownBatch, sendParameters, sendRole, sendRoleUnnamed } from '../server/own-batch.ts';
 import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { Waiter } from '../server/pool.ts';
-import { type FakeAnswer, type PendingData, type ServerConnection, UNNAMED_FOREIGN } from '../server/server-connection.ts';
+import {
+  type FakeAnswer,
+  type PendingData,
+  type ServerConnection,
+  UNNAMED_FOREIGN,
+} from '../server/server-connection.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import {
   PreparedStatement,
   SERVER_NAME_PREFIX,
   type StatementRegistry,
 } from '../session/prepared-statements.ts';
+import { changesHowSqlIsRead } from '../sql/settings.ts';
 import { NO_EFFECTS, type StatementAnalyzer, type StatementEffects } from '../sql/statement.ts';
 import { isHarmlessFunction } from './function-call.ts';
 
@@ -90,6 +96,8 @@ export class Relay implements WireHandler, Waiter {
   parameters: ParameterSet;
   /** Settings that the client changed and PostgreSQL does not report: to be read back. */
   dirtySettings: Set<string> | null = null;
+  /** Some of them may not have been changed: only what differs from the defaults is the client's own. */
+  dirtyInDoubt = false;
   /** State that binds the session to its server connection, by reason. */
   pins: Set<string> | null = null;
   /** The connection is waited for. */
@@ -123,12 +131,22 @@ export class Relay implements WireHandler, Waiter {
   #unnamedEffects: StatementEffects = NO_EFFECTS;
   /** Its number; another text has another. */
   #unnamedId = 0;
+  /** Its Parse may be skipped, which would leave the server with somebody else's. */
+  #unnamedInDoubt = false;
   #rawEffects: Map<string, StatementEffects> | null = null;
   #portalEffects: StatementEffects = NO_EFFECTS;
   #namedPortalEffects: Map<string, StatementEffects> | null = null;
   #localSettings = false;
+  /** What the statements of the request say about the transaction. */
+  #transaction: number = TransactionHint.None;
   #queryFailed = false;
+  /** SQLSTATE of the last simple query that failed. */
+  #errorCode = '';
+  /** Statements that the current string has deallocated; Infinity is all of them. */
+  #deallocated = 0;
   #serverSlow = false;
+  /** More is unanswered than anybody needs; answers that we give ourselves cost PostgreSQL nothing, but memory. */
+  #crowded = false;
   #closed = false;
   /** The current request, kept so that a stale plan can be prepared anew (0A000). */
   #batch: Buffer | null = null;
@@ -141,6 +159,8 @@ export class Relay implements WireHandler, Waiter {
   /** A statement that drops all prepared ones is under way: nothing is sent behind it until it is answered. */
   #barrier = false;
   #barrierAtSync = false;
+  /** The name in the last Bind or Describe. */
+  #lastName = '';
   /** Names that an error gave back their old meaning, until its request is over. */
   #takenBack: Set<string> | null = null;
   /** Client names whose Parse was sent under the client's own name, to be closed after the request. */
@@ -267,12 +287,25 @@ export class Relay implements WireHandler, Waiter {
 
   #flush(): void {
     const server = this.server;
+    if (this.#guardedRole !== null && server !== null) this.#assertRoleAhead(server, this.#guardedRole);
     if (server !== null && !server.flush()) {
       this.#serverSlow = true;
       this.wire.pause();
       return;
     }
-    if (!this.waiting && !this.#serverSlow && !this.#barrier) this.wire.resume();
+    if (server !== null && server.pending.length > PENDING_MAX) {
+      this.#crowded = true;
+      this.wire.pause();
+      return;
+    }
+    if (!this.waiting && !this.#serverSlow && !this.#barrier && !this.#crowded) this.wire.resume();
+  }
+
+  /** The janitor's visit: a client that had too much unanswered is read again. */
+  tick(): void {
+    if (!this.#crowded || (this.server !== null && this.server.pending.length > PENDING_MAX / 2)) return;
+    this.#crowded = false;
+    this.#flush();
   }
 
   // ---- messages --------------------------------------------------------------------------------------------
@@ -380,6 +413,7 @@ export class Relay implements WireHandler, Waiter {
    */
   #answerAlone(buffer: Buffer, start: number, end: number): number {
     const known: (PreparedStatement | null)[] = [];
+    const names = new Set<string>();
     let at = start;
     while (buffer[at] !== FrontendMessage.Sync) {
       if (end - at < 7) return start;
@@ -391,6 +425,10 @@ export class Relay implements WireHandler, Waiter {
         if (statement === null) return start;
         known.push(statement);
       } else return start;
+      // A name that stands there twice is PostgreSQL's to judge.
+      const nameAt = buffer[at] === FrontendMessage.Close ? at + 6 : at + 5;
+      names.add(buffer.toString('latin1', nameAt, buffer.indexOf(0, nameAt)));
+      if (names.size < known.length) return start;
       at = next;
       if (end - at < 5) return start;
     }
@@ -453,6 +491,7 @@ export class Relay implements WireHandler, Waiter {
       return -1;
     }
     if (server.pending.length === 0) server.requestStartedMs = this.#clock.nowMs;
+    server.roleSafe = false;
     if (this.#mapNamed && !this.#replay) this.#record(server, type, buffer, at, whole ? at + total : -1);
     switch (type) {
       case FrontendMessage.Query:
@@ -561,17 +600,24 @@ export class Relay implements WireHandler, Waiter {
       return this.#sendFailing(server, FrontendMessage.Query, escapeError(effects));
     }
     if (effects.touchesLocalSettings) this.#localSettings = true;
+    if (effects.copiesIn) {
+      this.#transaction = TransactionHint.Open;
+    } else if (effects.hasTransactionControl) {
+      this.#transaction = effects.transaction === 'end' ? TransactionHint.Ends : TransactionHint.Open;
+    }
     const gone = this.#mappedDeallocation(effects);
     if (gone !== null) {
       this.#sendGoneStatement(server, true);
       server.send(DEALLOCATE_GONE_QUERY);
     } else {
+      if (effects.deallocates.length > 0 && this.#mapNamed) this.#sendStandIns(server, effects.deallocates);
       server.send(buffer, start, end);
     }
     server.expect(PendingKind.Query, PendingAction.Forward, this, effects);
+    if (this.#strayNames !== null) this.#closeStrays(server);
     if (effects.discardsAll) this.#assertRoleAfterDiscard(server, true);
     this.#restoreStartupSettings(server, effects, true);
-    if (effects.discardsAll || effects.deallocatesAll) this.#barrier = true;
+    if (effects.discardsAll || effects.deallocatesAll || effects.deallocates.length > 0) this.#barrier = true;
   }
 
   /** The unnamed statement does not outlive a simple Query (postgres.c, exec_simple_query). */
@@ -650,7 +696,11 @@ export class Relay implements WireHandler, Waiter {
       this.#names.set(name, statement);
     }
     if (server.statements.use(statement)) {
-      if (server.txStatus === TxStatus.Failed && server.pending.length === 0 && !statement.effects.hasTransactionControl) {
+      if (
+        server.txStatus === TxStatus.Failed &&
+        !statement.effects.hasTransactionControl &&
+        staysFailed(server)
+      ) {
         return this.#sendDoomedParse(server, statement, name);
       }
       const change = server.pending.length === 0 ? null : { name, statement, restore };
@@ -700,6 +750,7 @@ export class Relay implements WireHandler, Waiter {
     this.#unnamedParseLength = length;
     this.#unnamedId = this.#registry.takeUnnamedId();
     server.unnamedId = this.#unnamedId;
+    this.#unnamedInDoubt = change !== UNNAMED;
     if (this.#mappedDeallocation(effects) !== null) {
       server.send(DEALLOCATE_GONE_PARSE);
       DEALLOCATE_GONE_PARSE.copy(this.#ensureUnnamedBytes(DEALLOCATE_GONE_PARSE.length));
@@ -738,6 +789,10 @@ export class Relay implements WireHandler, Waiter {
     action: PendingAction,
     change: NameChange | PreparedStatement,
   ): void {
+    if (statement === this.#stale) {
+      this.#stale = null;
+      this.#sendCloseStatement(server, statement);
+    }
     const evicted = server.statements.add(statement);
     if (evicted !== null) this.#sendCloseStatement(server, evicted);
     server.sendByte(FrontendMessage.Parse);
@@ -756,11 +811,7 @@ export class Relay implements WireHandler, Waiter {
   }
 
   /** In a failed transaction PostgreSQL refuses a Parse of most statements: it shall do so here too. */
-  #sendDoomedParse(
-    server: ServerConnection,
-    statement: PreparedStatement,
-    name: string,
-  ): void {
+  #sendDoomedParse(server: ServerConnection, statement: PreparedStatement, name: string): void {
     if (name === '') this.#unnamed = null;
     else this.#names?.delete(name);
     server.sendByte(FrontendMessage.Parse);
@@ -796,9 +847,8 @@ export class Relay implements WireHandler, Waiter {
     let statement: PreparedStatement | null | undefined = null;
     let effects = NO_EFFECTS;
     if (unnamed ? this.#mapUnnamed : this.#mapNamed) {
-      statement = unnamed
-        ? this.#unnamed
-        : this.#names?.get(buffer.toString('latin1', portalEnd + 1, nameEnd));
+      this.#lastName = unnamed ? '' : buffer.toString('latin1', portalEnd + 1, nameEnd);
+      statement = unnamed ? this.#unnamed : this.#names?.get(this.#lastName);
       if (statement !== null && statement !== undefined) {
         effects = statement.effects;
         this.#ensureStatement(server, statement);
@@ -870,6 +920,7 @@ export class Relay implements WireHandler, Waiter {
     const unnamed = end === start + 7;
     if (unnamed ? this.#mapUnnamed : this.#mapNamed) {
       const name = buffer.toString('latin1', start + 6, end - 1);
+      this.#lastName = name;
       const statement = unnamed ? this.#unnamed : this.#names?.get(name);
       if (statement !== null && statement !== undefined) {
         this.#ensureStatement(server, statement);
@@ -926,12 +977,19 @@ export class Relay implements WireHandler, Waiter {
       return;
     }
     if (effects.touchesLocalSettings) this.#localSettings = true;
+    if (effects.copiesIn) {
+      this.#transaction = TransactionHint.Open;
+    } else if (effects.hasTransactionControl) {
+      this.#transaction = effects.transaction === 'end' ? TransactionHint.Ends : TransactionHint.Open;
+    }
     if (this.#mappedDeallocation(effects) !== null) this.#sendGoneStatement(server, false);
     server.send(buffer, start, end);
     server.expect(PendingKind.Execute, PendingAction.Forward, this, effects);
     if (effects.discardsAll) this.#assertRoleAfterDiscard(server, false);
     this.#restoreStartupSettings(server, effects, false);
-    if (effects.discardsAll || effects.deallocatesAll) this.#barrierAtSync = true;
+    if (effects.discardsAll || effects.deallocatesAll || effects.deallocates.length > 0) {
+      this.#barrierAtSync = true;
+    }
   }
 
   #onSync(server: ServerConnection, buffer: Buffer, start: number, end: number): void {
@@ -939,6 +997,11 @@ export class Relay implements WireHandler, Waiter {
     this.requestCount++;
     server.send(buffer, start, end);
     server.expect(PendingKind.Sync, PendingAction.Forward, this, null);
+    if (this.#unnamedInDoubt) {
+      // Behind this Sync PostgreSQL listens again, whatever became of the Parse: it is sent anew if it is needed.
+      this.#unnamedInDoubt = false;
+      server.unnamedId = UNNAMED_FOREIGN;
+    }
     if (this.#strayNames !== null) this.#closeStrays(server);
     if (!this.#barrierAtSync) return;
     this.#barrierAtSync = false;
@@ -959,13 +1022,7 @@ export class Relay implements WireHandler, Waiter {
     server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
   }
 
-  #onFunctionCall(
-    server: ServerConnection,
-    buffer: Buffer,
-    at: number,
-    end: number,
-    total: number,
-  ): number {
+  #onFunctionCall(server: ServerConnection, buffer: Buffer, at: number, end: number, total: number): number {
     if (this.#guardedRole !== null) {
       if (total < 9) {
         this.#violate('malformed FunctionCall message');
@@ -1015,14 +1072,51 @@ export class Relay implements WireHandler, Waiter {
     server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
   }
 
+  /**
+   * Where a request ends the transaction as far as its text tells, the role is asserted in the same write, so that
+   * the connection comes back ready for the next owner. Where it does not, the release does it.
+   */
+  #assertRoleAhead(server: ServerConnection, role: string): void {
+    const last = server.pending.length - 1;
+    if (last < 0 || server.roleSafe || server.skippingToSync || server.copyIn || this.#passLeft > 0) return;
+    if (this.#transaction === TransactionHint.Open) return;
+    if (server.txStatus !== TxStatus.Idle && this.#transaction !== TransactionHint.Ends) return;
+    const kind = server.pending.kindAt(last);
+    if (kind !== PendingKind.Sync && kind !== PendingKind.Query) return;
+    if (server.pending.actionAt(last) !== PendingAction.Forward) return;
+    const batch = ownBatch((error) => {
+      server.roleSafe = error === null && server.pending.length === 0;
+    });
+    sendRole(server, role, batch, true);
+  }
+
+  /** The same for a string of several statements: under the client's own names, what is left is closed after it. */
+  #sendStandIns(server: ServerConnection, names: readonly string[]): void {
+    const batch = ownBatch(() => {});
+    for (const name of names) {
+      if (this.#names?.has(name) !== true) continue;
+      const bytes = Buffer.from(`${name}\0SELECT\0\0\0`, 'latin1');
+      server.sendByte(FrontendMessage.Parse);
+      server.sendInt32(4 + bytes.length);
+      server.send(bytes);
+      server.expect(PendingKind.Parse, PendingAction.Own, null, batch);
+      this.#strayNames ??= [];
+      this.#strayNames.push(name);
+    }
+    if (this.#strayNames === null) return;
+    server.send(SYNC);
+    server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
+  }
+
   /** DISCARD ALL takes the role away: it is there again before the next byte of the client. */
   #assertRoleAfterDiscard(server: ServerConnection, sync: boolean): void {
     if (this.#guardedRole === null) return;
-    server.ownStatements.clear();
     const batch = ownBatch((error) => {
-      if (error !== null) server.close('the role could not be assumed again');
+      // Inside a transaction DISCARD ALL is refused, so the role is still there; outside there is no such error.
+      if (error === null || error.get('C') === SqlState.InFailedSqlTransaction) return;
+      server.close('the role could not be assumed again');
     });
-    sendRole(server, this.#guardedRole, batch, sync);
+    sendRoleUnnamed(server, this.#guardedRole, batch, sync);
     if (!sync) batch.error = null;
   }
 
@@ -1104,7 +1198,11 @@ export class Relay implements WireHandler, Waiter {
       case PendingKind.Query: {
         const failed = this.#queryFailed;
         this.#queryFailed = false;
-        if (!isReplacedError(data)) this.#apply(data as StatementEffects, failed);
+        if (isReplacedError(data)) return;
+        const effects = data as StatementEffects;
+        this.#apply(effects, failed);
+        if (failed) this.#applyDeallocated(effects);
+        this.#deallocated = 0;
         return;
       }
       case PendingKind.Execute:
@@ -1115,7 +1213,12 @@ export class Relay implements WireHandler, Waiter {
         return;
       case PendingKind.Parse:
         if (data instanceof PreparedStatement) this.#provenStatements.add(data);
-        else if (data !== UNNAMED && data !== UNNAMED_AGAIN && !isUnnamedChange(data) && !isReplacedError(data)) {
+        else if (
+          data !== UNNAMED &&
+          data !== UNNAMED_AGAIN &&
+          !isUnnamedChange(data) &&
+          !isReplacedError(data)
+        ) {
           this.#provenStatements.add((data as NameChange).statement);
         }
         return;
@@ -1123,11 +1226,32 @@ export class Relay implements WireHandler, Waiter {
     }
   }
 
+  /** What of a string was done although it failed: statements that are gone do not come back by a rollback. */
+  onCommand(tag: string): void {
+    if (tag === 'DEALLOCATE') this.#deallocated++;
+    else if (tag === 'DEALLOCATE ALL') this.#deallocated = Number.POSITIVE_INFINITY;
+  }
+
+  #applyDeallocated(effects: StatementEffects): void {
+    if (this.#deallocated === Number.POSITIVE_INFINITY) this.#forgetStatements();
+    else for (const name of effects.deallocates.slice(0, this.#deallocated)) this.#names?.delete(name);
+  }
+
+  #forgetStatements(): void {
+    this.#names?.clear();
+    this.#rawEffects = null;
+    this.server?.statements.clear();
+    this.server?.ownStatements.clear();
+  }
+
   onNotCompleted(kind: PendingKind, data: PendingData, failed: boolean, code: string): void {
     const server = this.server;
     switch (kind) {
       case PendingKind.Query:
-        if (failed) this.#queryFailed = true;
+        if (failed) {
+          this.#queryFailed = true;
+          this.#errorCode = code;
+        }
         return;
       case PendingKind.Fake: {
         const change = (data as FakeAnswer).change;
@@ -1146,17 +1270,25 @@ export class Relay implements WireHandler, Waiter {
           server?.statements.delete(change.statement);
           // A Parse of the unnamed statement drops the old one before it looks at the new (exec_parse_message).
           this.#takeBack(failed && change.name === '' ? { ...change, restore: null } : change);
+        } else if (!failed && server !== null) {
+          server.unnamedId = UNNAMED_FOREIGN;
         }
         return;
       case PendingKind.Close:
         if (isUnnamedChange(data)) this.#unnamedNotParsed(server, data, false);
+        else if (data instanceof PreparedStatement) server?.statements.restore(data);
         else if (server !== null) server.unnamedId = UNNAMED_FOREIGN;
         return;
       case PendingKind.Bind:
       case PendingKind.Describe:
         // Someone took the statement away behind our back, e.g. DEALLOCATE ALL in a DO block. Which others are gone
         // nobody knows: each is found out by itself, on this connection by nobody but this client.
-        if (failed && code === SqlState.InvalidSqlStatementName && data instanceof PreparedStatement && server !== null) {
+        if (
+          failed &&
+          code === SqlState.InvalidSqlStatementName &&
+          data instanceof PreparedStatement &&
+          server !== null
+        ) {
           server.statements.delete(data);
           server.retired = true;
         }
@@ -1210,13 +1342,18 @@ export class Relay implements WireHandler, Waiter {
     this.#stale = data;
     if (this.#batchState !== BatchState.Whole || this.#closed) return null;
     this.#again = true;
+    // What the client sends from here on comes behind the request that goes out again.
+    this.#barrier = true;
     return NOTHING;
   }
 
   /** PostgreSQL speaks of a statement by our name for it; the client hears his own. */
   #withClientName(frame: Buffer, statement: PreparedStatement): Buffer {
-    let own = '';
-    for (const [name, known] of this.#names ?? []) if (known === statement) own = name;
+    let own = this.#lastName;
+    const known = own === '' ? this.#unnamed : this.#names?.get(own);
+    // Another request is on its way already: any name of the statement is better than ours.
+    if (known !== statement)
+      for (const [name, other] of this.#names ?? []) if (other === statement) own = name;
     const text = frame.toString('latin1').replace(`"${statement.serverName}"`, () => `"${own}"`);
     const renamed = Buffer.from(text, 'latin1');
     renamed.writeInt32BE(renamed.length - 1, 1);
@@ -1229,10 +1366,14 @@ export class Relay implements WireHandler, Waiter {
     this.#takenBack = null;
     if (status === TxStatus.Idle) {
       this.#localSettings = false;
+      if (server.pending.length === 0) this.#transaction = TransactionHint.None;
       this.transactionCount++;
     }
-    if (this.#barrier) this.#liftBarrier();
-    if (this.#stale !== null) {
+    if (this.#barrier && !server.pending.hasOwner(this)) this.#liftBarrier();
+    if (this.#stale !== null && this.#passLeft > 0) {
+      // Nothing may be put into the client's message; the statement goes with the connection.
+      server.retired = true;
+    } else if (this.#stale !== null) {
       this.#sendCloseStatement(server, this.#stale);
       this.#stale = null;
       if (!this.#again) {
@@ -1257,6 +1398,7 @@ export class Relay implements WireHandler, Waiter {
   }
 
   onParameterStatus(name: string, value: string): void {
+    if (this.#guardedRole !== null && changesHowSqlIsRead(name, value)) return this.#endUnreadable(name);
     this.parameters = this.#parameterSets.with(this.parameters, name, value);
     if (this.server !== null) this.server.parameters = this.parameters;
   }
@@ -1271,7 +1413,7 @@ export class Relay implements WireHandler, Waiter {
 
   onServerDrain(): void {
     this.#serverSlow = false;
-    if (!this.waiting) this.wire.resume();
+    if (!this.waiting && !this.#crowded) this.wire.resume();
   }
 
   onServerLost(server: ServerConnection, fatalSent: boolean): void {
@@ -1285,6 +1427,10 @@ export class Relay implements WireHandler, Waiter {
   #apply(effects: StatementEffects, failed: boolean): void {
     const server = this.server;
     if (server === null) return;
+    // A string that fails takes its settings back, unless it ended a transaction before; and PostgreSQL may never
+    // let this role set what it just refused to.
+    if (failed && (!effects.hasTransactionControl || this.#errorCode === SqlState.SyntaxError)) return;
+    if (failed && effects.settings.length > 0) this.dirtyInDoubt = true;
     for (const name of effects.settings) this.#noteDirty(server, name);
     if (effects.unknownSettings || effects === UNKNOWN_EFFECTS) this.#pin('settings that cannot be told');
     if (effects.resetsAll || effects.discardsAll) {
@@ -1293,17 +1439,8 @@ export class Relay implements WireHandler, Waiter {
     if (failed) return;
     for (const reason of effects.pins) this.#pin(reason);
     for (const name of effects.deallocates) this.#names?.delete(name);
-    if (effects.deallocatesAll || effects.discardsAll) {
-      this.#names?.clear();
-      this.#rawEffects = null;
-      server.statements.clear();
-      server.ownStatements.clear();
-      if (effects.discardsAll && this.#guardedRole !== null)
-        server.ownStatements.add(`${SERVER_NAME_PREFIX}role`);
-    }
-    if (!effects.discardsAll) return;
-    this.#forgetUnnamed(server);
-    this.pins = null;
+    if (effects.deallocatesAll || effects.discardsAll) this.#forgetStatements();
+    if (effects.discardsAll) this.pins = null;
   }
 
   #noteDirty(server: ServerConnection, name: string): void {
@@ -1315,6 +1452,19 @@ export class Relay implements WireHandler, Waiter {
   #pin(reason: string): void {
     this.pins ??= new Set();
     this.pins.add(reason);
+  }
+
+  /** From here on texts mean something else to PostgreSQL than to the guard: nothing more may be sent. */
+  #endUnreadable(name: string): void {
+    this.#closed = true;
+    this.#host.onClientGone(
+      new PgError({
+        code: SqlState.InsufficientPrivilege,
+        message: `parameter "${name}" cannot be changed through this pooler`,
+        severity: 'FATAL',
+        reason: 'unreadable_sql',
+      }),
+    );
   }
 
   #violate(message: string): void {
@@ -1332,6 +1482,16 @@ export class Relay implements WireHandler, Waiter {
 
 function isUnnamedChange(data: PendingData | null): data is UnnamedChange {
   return data !== null && (data as Partial<UnnamedChange>).parse !== undefined;
+}
+
+/** True when nothing that is under way could end the failed transaction. */
+function staysFailed(server: ServerConnection): boolean {
+  const { pending } = server;
+  for (let index = 0; index < pending.length; index++) {
+    const kind = pending.kindAt(index);
+    if (kind < PendingKind.Parse || kind === PendingKind.Execute) return false;
+  }
+  return true;
 }
 
 interface ReplacedError {
@@ -1425,6 +1585,7 @@ function roundUp(length: number): number {
 }
 
 const BatchState = { None: 0, Recording: 1, Whole: 2 } as const;
+const TransactionHint = { None: 0, Open: 1, Ends: 2 } as const;
 
 /** Marks the Parse of the unnamed statement. */
 const UNNAMED: object = Object.freeze({ unnamed: true });
@@ -1459,6 +1620,8 @@ export const TEXT_BYTES_MAX: number = 16 * 1024 * 1024;
 const STREAM_BYTES_MIN = 8 * 1024;
 const MESSAGE_BYTES_MAX = 0x3fffffff;
 const NAMES_MAX = 65_536;
+/** Unanswered messages of one client before he is not read any more. */
+const PENDING_MAX = 16_384;
 const HELD_BYTES = 256;
 const HELD_BYTES_KEPT_MAX = 64 * 1024;
 const UNNAMED_BYTES = 256;

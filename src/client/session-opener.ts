@@ -11,12 +11,13 @@ import {
   encodeParameterStatus,
   encodeReadyForQuery,
 } from '../protocol/message-writer.ts';
-import { PgError } from '../protocol/pg-error.ts';
+import { PgError, SqlState } from '../protocol/pg-error.ts';
 import type { StartupPacket } from '../protocol/startup-packet.ts';
 import { ownBatch, sendParameters } from '../server/own-batch.ts';
 import type { AcceptedStartup, Pool, Waiter } from '../server/pool.ts';
 import { type ServerConnection, ServerState } from '../server/server-connection.ts';
 import { isSessionSetting, type ParameterSets } from '../session/parameters.ts';
+import { changesHowSqlIsRead } from '../sql/settings.ts';
 
 /**
  * Makes sure of the pool and of the settings. `done` is called once, at once when both are known already; with a
@@ -30,6 +31,9 @@ export function openSession(
   done: (opened: AcceptedStartup | PgError) => void,
 ): void {
   const settings = new Map([...startup.settings].filter(([name]) => isSessionSetting(name)));
+  if (pool.guardedRole !== null) {
+    for (const [name, value] of settings) if (changesHowSqlIsRead(name, value)) return done(unreadable(name));
+  }
   const key = JSON.stringify([...settings]);
   const accepted = pool.acceptedStartups.get(key);
   if (accepted !== undefined) return done(accepted);
@@ -64,6 +68,16 @@ export function openSession(
 function isTakenAsGiven(name: string, value: string): boolean {
   if (name === 'client_encoding') return value === 'UTF8';
   return name === 'application_name' && PLAIN_NAME.test(value);
+}
+
+/** Under SET ROLE every text is read for ways out of the role, by the rules of the settings that it is read with. */
+function unreadable(name: string): PgError {
+  return new PgError({
+    code: SqlState.InsufficientPrivilege,
+    message: `parameter "${name}" cannot be set to this value through this pooler`,
+    severity: 'FATAL',
+    reason: 'unreadable_sql',
+  });
 }
 
 function remember(pool: Pool, key: string, opened: AcceptedStartup): void {
@@ -156,6 +170,7 @@ class FirstUse implements Waiter {
   onServerBytes(): boolean {
     return true;
   }
+  onCommand(): void {}
   onCompleted(): void {}
   onNotCompleted(): void {}
   onError(): Buffer | null {

@@ -173,7 +173,8 @@ export class Wire {
     // What the peer still sends is read and forgotten; one that never closes must not hold the socket for ever.
     this.#paused = false;
     socket.resume();
-    setTimeout(() => socket.destroy(), END_TIMEOUT_MS).unref();
+    const timer = setTimeout(() => socket.destroy(), END_TIMEOUT_MS).unref();
+    socket.once('close', () => clearTimeout(timer));
   }
 
   /** Closes at once, unsent bytes are lost. The handler hears nothing more. */

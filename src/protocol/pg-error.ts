@@ -12,6 +12,7 @@ export const SqlState = {
   FeatureNotSupported: '0A000',
   InvalidTransactionState: '25000',
   ActiveSqlTransaction: '25001',
+  InFailedSqlTransaction: '25P02',
   ReadOnlySqlTransaction: '25006',
   IdleInTransactionSessionTimeout: '25P03',
   InvalidSqlStatementName: '26000',

@@ -8,7 +8,12 @@ import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../pr
 import { textArrayLiteral } from '../session/parameters.ts';
 import { SERVER_NAME_PREFIX } from '../session/prepared-statements.ts';
 import { PendingAction, PendingKind } from './pending-responses.ts';
-import { type OwnBatch, type ServerConnection, type ServerOwner, UNNAMED_FOREIGN } from './server-connection.ts';
+import {
+  type OwnBatch,
+  type ServerConnection,
+  type ServerOwner,
+  UNNAMED_FOREIGN,
+} from './server-connection.ts';
 
 interface OwnStatement {
   /** '' is prepared anew each time and shows in no view. */
@@ -30,10 +35,15 @@ const READ_PARAMETERS: OwnStatement = ownStatement(
   '',
   'SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::pg_catalog.text[]) AS t(n)',
 );
-const SET_ROLE: OwnStatement = ownStatement(
-  `${SERVER_NAME_PREFIX}role`,
-  "SELECT pg_catalog.set_config('role', $1, false)",
+const READ_OWN_PARAMETERS: OwnStatement = ownStatement(
+  '',
+  `SELECT n, CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_settings AS s
+ WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) n AND s.setting OPERATOR(pg_catalog.<>) COALESCE(s.reset_val, ''))
+ THEN pg_catalog.current_setting(n, true) END FROM pg_catalog.unnest($1::pg_catalog.text[]) AS t(n)`,
 );
+const SET_ROLE_SQL = "SELECT pg_catalog.set_config('role', $1, false)";
+const SET_ROLE: OwnStatement = ownStatement(`${SERVER_NAME_PREFIX}role`, SET_ROLE_SQL);
+const SET_ROLE_UNNAMED: OwnStatement = ownStatement('', SET_ROLE_SQL);
 
 const EXECUTE = encodeExecute('');
 const ROLLBACK = encodeQuery('ROLLBACK');
@@ -45,7 +55,7 @@ export function ownBatch(
   onRow: (values: (string | null)[]) => void = () => {},
   statusTo: ServerOwner | null = null,
 ): OwnBatch {
-  return { onRow, onEnd, error: null, statusTo };
+  return { onRow, onEnd, error: null, parses: '', statusTo };
 }
 
 /** Bind, Execute and, unless it goes into a request of the client, Sync; Parse in front where it is missing. */
@@ -59,6 +69,7 @@ function sendOwn(
   if (statement.name === '' || !server.ownStatements.has(statement.name)) {
     if (statement.name === '') server.unnamedId = UNNAMED_FOREIGN;
     else server.ownStatements.add(statement.name);
+    batch.parses = statement.name;
     server.send(statement.parse);
     server.expect(PendingKind.Parse, PendingAction.Own, null, batch);
   }
@@ -82,18 +93,33 @@ export function sendParameters(
   sendOwn(server, SET_PARAMETERS, [textArrayLiteral(names), textArrayLiteral(values)], batch, sync);
 }
 
-/** Asks for the values now in force; `batch.onRow` gets [name, value or null]. */
+/**
+ * Asks for the values now in force; `batch.onRow` gets [name, value or null]. With `ownOnly` a value that is the
+ * connection's default is null too.
+ */
 export function sendReadParameters(
   server: ServerConnection,
   names: readonly string[],
+  ownOnly: boolean,
   batch: OwnBatch,
 ): void {
-  sendOwn(server, READ_PARAMETERS, [textArrayLiteral(names)], batch, true);
+  const statement = ownOnly ? READ_OWN_PARAMETERS : READ_PARAMETERS;
+  sendOwn(server, statement, [textArrayLiteral(names)], batch, true);
 }
 
 /** Becomes the role again; `sync` false inside a request of the client. */
 export function sendRole(server: ServerConnection, role: string, batch: OwnBatch, sync: boolean): void {
   sendOwn(server, SET_ROLE, [role], batch, sync);
+}
+
+/** The same by the unnamed statement, where it is not known whether a named one is still there. */
+export function sendRoleUnnamed(
+  server: ServerConnection,
+  role: string,
+  batch: OwnBatch,
+  sync: boolean,
+): void {
+  sendOwn(server, SET_ROLE_UNNAMED, [role], batch, sync);
 }
 
 export function sendRollback(server: ServerConnection, batch: OwnBatch): void {

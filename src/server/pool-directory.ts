@@ -80,18 +80,31 @@ export class PoolDirectory {
     return pool;
   }
 
-  /** The first connection of a pool was refused: it goes, and the refusal is remembered for a while. */
+  /**
+   * The first connection of a pool was refused. A role that may not enter (class 28) goes, and that is remembered
+   * for a while; after anything else the pool stays, since its back-off is what keeps logins from a storm.
+   */
   reject(pool: Pool, error: PgError): void {
-    if (pool.welcome !== null || pool.sessions.size > 0) return;
+    if (!error.code.startsWith('28') || pool.welcome !== null || pool.sessions.size > 0) return;
     for (const [key, known] of this.#pools) {
       if (known !== pool) continue;
       this.#pools.delete(key);
       pool.close(error);
-      if (!error.code.startsWith('28')) return;
       if (this.#refused.size >= REFUSED_MAX) this.#refused.clear();
       this.#refused.set(key, { error, untilMs: this.#options.now() + REFUSED_MS });
       return;
     }
+  }
+
+  /**
+   * Why the identity may not use a pool that has come up, or null. A row of users.toml may say how its user logs in
+   * at PostgreSQL; a token must not come by that into a role that the policy keeps it out of.
+   */
+  refusal(identity: Identity, pool: Pool): PgError | null {
+    const role = pool.roleAttributes;
+    if (identity.token === null || pool.options.provisioned || role === null) return null;
+    const refusal = checkRoleAttributes(role.name, role, this.#options.config.turnstile, Date.now());
+    return refusal === null ? null : roleRefused(identity.role, refusal);
   }
 
   /** Makes the pools of users.toml that keep connections warm. */
@@ -110,7 +123,7 @@ export class PoolDirectory {
   tick(nowMs: number): void {
     for (const [key, pool] of this.#pools) {
       pool.tick(nowMs);
-      if (!pool.options.provisioned || !isUnused(pool)) continue;
+      if (!pool.options.provisioned || !isUnused(pool) || pool.failedRecently(nowMs)) continue;
       this.#pools.delete(key);
       pool.close();
     }
@@ -192,7 +205,7 @@ export class PoolDirectory {
     const { user } = identity;
     const login = asRole ? jwt.serverUser : (user?.serverUser ?? identity.role);
     const password = asRole ? jwt.serverPassword : (user?.serverPassword ?? user?.passwords[0] ?? null);
-    const startupParameters: Record<string, string> = { application_name: 'pgturnstile' };
+    const startupParameters: Record<string, string> = {};
     const statementTimeoutMs = user?.statementTimeoutMs ?? database.statementTimeoutMs;
     const lockTimeoutMs = user?.lockTimeoutMs ?? database.lockTimeoutMs;
     if (statementTimeoutMs !== null) startupParameters['statement_timeout'] = String(statementTimeoutMs);

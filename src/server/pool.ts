@@ -14,6 +14,7 @@ import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import type { CapacityUser, ServerCapacity } from './server-capacity.ts';
 import { type CleaningPlan, cleanServer } from './server-cleaner.ts';
 import { ServerConnection, type ServerListener, type ServerOwner, ServerState } from './server-connection.ts';
+import type { RoleAttributes } from './server-identity.ts';
 import { type OpenedServer, openServerConnection, type ServerTarget } from './server-login.ts';
 import { ServerLoginError } from './server-login-error.ts';
 
@@ -78,6 +79,8 @@ export class Pool implements ServerListener, CapacityUser {
   readonly sessions: Set<object> = new Set();
   /** What a new session is told at login: the values PostgreSQL reported last; null before the first connection. */
   welcome: ReadonlyMap<string, string> | null = null;
+  /** What PostgreSQL said of the role at the last login; null before the first. */
+  roleAttributes: RoleAttributes | null = null;
   /** When the pool was last of use to anyone. */
   lastUsedMs: number;
   /** Startup settings that PostgreSQL accepted, by their raw text, and what they became. */
@@ -134,6 +137,10 @@ export class Pool implements ServerListener, CapacityUser {
   }
   get closed(): boolean {
     return this.#closed;
+  }
+  /** The last attempt to connect failed, not long ago: the count of failures must outlive a quiet moment. */
+  failedRecently(nowMs: number): boolean {
+    return this.#failure !== null && nowMs < this.#failure.untilMs + BACKOFF_MS_MAX;
   }
   *servers(): IterableIterator<ServerConnection> {
     yield* this.#idle;
@@ -382,6 +389,7 @@ export class Pool implements ServerListener, CapacityUser {
       return;
     }
     this.#failure = null;
+    this.roleAttributes = opened.attributes.role;
     const { serverLifetimeMs, serverLifetimeJitterMs, preparedStatementsLimit } = this.options.settings;
     const jitterMs = serverLifetimeJitterMs * (Math.random() * 2 - 1);
     const server = new ServerConnection({
@@ -420,7 +428,8 @@ export class Pool implements ServerListener, CapacityUser {
         next_ms: delayMs,
         ...(error.reason === undefined ? {} : { reason: error.reason }),
         // Our own words name the host and say what TLS or the network did; the client was told less.
-        ...(error.cause instanceof ServerLoginError && !error.cause.fromServer && { why: error.cause.message }),
+        ...(error.cause instanceof ServerLoginError &&
+          !error.cause.fromServer && { why: error.cause.message }),
       },
       `cannot connect to PostgreSQL: ${error.message}`,
     );

@@ -82,13 +82,18 @@ export class ServerCapacity {
     return false;
   }
 
+  /** Until one takes the place: a pool whose waiters have left meanwhile does not want it any more. */
   #wakeOne(): void {
-    for (let index = 0; index < this.#starving.length; index++) {
+    for (let index = 0; index < this.#starving.length; ) {
       const user = this.#starving.at(index) as CapacityUser;
-      if (!this.#fits(user)) continue;
+      if (!this.#fits(user)) {
+        index++;
+        continue;
+      }
       this.#starving.remove(user);
+      const before = this.#total;
       user.onCapacity();
-      return;
+      if (this.#total > before) return;
     }
   }
 

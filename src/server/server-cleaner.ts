@@ -37,6 +37,7 @@ export function cleanServer(
     step(error);
     if (failed || server.state === ServerState.Closed) return done(false);
     if (!server.quiet) return done(false);
+    if (plan.discard && plan.emptyParameters !== undefined) server.parameters = plan.emptyParameters;
     if (server.cancelsInFlight === 0) return done(true);
     server.onCancelsDone = (): void => {
       // The signal was sent before the cancel connection closed; one more round trip outlives it.
@@ -54,7 +55,6 @@ export function cleanServer(
     server.statements.clear();
     server.ownStatements.clear();
     server.unnamedId = 0;
-    if (plan.emptyParameters !== undefined) server.parameters = plan.emptyParameters;
   }
   if (plan.role !== null) sendRole(server, plan.role, ownBatch(last), true);
   else sendSync(server, ownBatch(last));

@@ -15,7 +15,7 @@ import {
 } from '../protocol/backend-messages.ts';
 import { BackendMessage, TxStatus } from '../protocol/codes.ts';
 import { PgError } from '../protocol/pg-error.ts';
-import { isSessionSetting, type ParameterSet } from '../session/parameters.ts';
+import { isSessionSetting, ParameterSet } from '../session/parameters.ts';
 import { type PreparedStatement, ServerStatements } from '../session/prepared-statements.ts';
 import { PendingAction, PendingKind, PendingResponses } from './pending-responses.ts';
 
@@ -28,6 +28,8 @@ export interface ServerOwner {
    * the connection gives its read buffer away.
    */
   onServerBytes(view: Buffer): boolean;
+  /** A command of a simple query whose entry carries something is complete; its tag. */
+  onCommand(tag: string): void;
   /** An answer of this owner is complete; called for entries whose `data` is not null. */
   onCompleted(kind: PendingKind, data: PendingData): void;
   /**
@@ -50,7 +52,10 @@ export interface ServerOwner {
   onReadyForQuery(server: ServerConnection, status: number): boolean;
   /** The socket to PostgreSQL takes bytes again. */
   onServerDrain(): void;
-  /** The connection is gone. `fatalSent`: PostgreSQL's own FATAL was forwarded already. */
+  /**
+   * The connection is gone. `fatalSent`: PostgreSQL's own FATAL was forwarded already, or the owner got a message
+   * in part, so that an error of ours would be read as its rest.
+   */
   onServerLost(server: ServerConnection, fatalSent: boolean): void;
 }
 
@@ -60,6 +65,8 @@ export interface OwnBatch {
   /** ReadyForQuery came; `error` is what PostgreSQL said, if it refused. */
   onEnd(error: ErrorFields | null): void;
   error: ErrorFields | null;
+  /** The named statement of ours that it prepares, if any. */
+  parses: string;
   /** Gets the settings that the batch changes, as messages for its client; null keeps them quiet. */
   readonly statusTo: ServerOwner | null;
 }
@@ -133,7 +140,7 @@ export class ServerConnection implements WireHandler {
   /** `settleCopy` waits for the rest of the owner's message. */
   settleLate = false;
   /** Which unnamed statement the server holds, by the number its relay gave it; 0 when it holds none. */
-  unnamedId = 0;
+  unnamedId: number = UNNAMED_FOREIGN;
   /** Our own named statements that exist on the server. */
   readonly ownStatements: Set<string> = new Set();
   /** Cancel requests that are on their way to PostgreSQL. */
@@ -142,6 +149,8 @@ export class ServerConnection implements WireHandler {
   onCancelsDone: (() => void) | null = null;
   /** While cleaning: when patience ends. */
   cleanDeadlineMs: number = Number.POSITIVE_INFINITY;
+  /** The guarded role was asserted after everything that a client sent. */
+  roleSafe = true;
   /** Not to be lent again. */
   retired = false;
   lastUsedMs: number;
@@ -186,11 +195,13 @@ export class ServerConnection implements WireHandler {
   /** True when nothing is under way and no transaction is open. */
   get quiet(): boolean {
     return (
-      this.pending.length === 0 &&
-      this.txStatus === TxStatus.Idle &&
-      !this.unsynced &&
-      !this.skippingToSync
+      this.pending.length === 0 && this.txStatus === TxStatus.Idle && !this.unsynced && !this.skippingToSync
     );
+  }
+
+  /** The owner got the first part of a message and not its rest: nothing else may be written behind it. */
+  isPartWayTo(owner: ServerOwner): boolean {
+    return this.#bodyLeft > 0 && this.#bodyOwner === owner;
   }
 
   // ---- sending -------------------------------------------------------------------------------------------
@@ -346,13 +357,13 @@ export class ServerConnection implements WireHandler {
       batch.onEnd(batch.error ?? LOST);
     }
     this.#listener.onServerClosed(this, reason);
-    owner?.onServerLost(this, this.#fatalSent);
+    owner?.onServerLost(this, this.#fatalSent || this.isPartWayTo(owner));
   }
 
   #nextOwnBatch(): OwnBatch | null {
     while (this.pending.length > 0) {
       const kind = this.pending.kind;
-      const ends = kind === PendingKind.Sync || kind === PendingKind.Query;
+      const ends = kind === PendingKind.Sync || kind === PendingKind.MaybeSync || kind === PendingKind.Query;
       const own = this.pending.action === PendingAction.Own && ends;
       const batch = this.pending.data as OwnBatch | null;
       this.pending.pop();
@@ -403,7 +414,8 @@ export class ServerConnection implements WireHandler {
           (pending.data as OwnBatch).onRow(decodeDataRow(buffer, start + 5, end));
           return;
         }
-        this.#emit(pending.owner, buffer, start, end);
+        if (pending.kind !== PendingKind.Execute && pending.kind !== PendingKind.Query) this.#outOfStep(type);
+        else this.#emit(pending.owner, buffer, start, end);
         return;
       case BackendMessage.CopyData:
       case BackendMessage.CopyDone:
@@ -427,6 +439,9 @@ export class ServerConnection implements WireHandler {
         if (this.copyIn) this.#onCopyInCompleted();
         if (pending.kind === PendingKind.Execute) this.#complete();
         else if (pending.kind !== PendingKind.Query) this.#outOfStep(type);
+        else if (pending.data !== null && pending.action === PendingAction.Forward) {
+          pending.owner?.onCommand(buffer.toString('latin1', start + 5, end - 1));
+        }
         return;
       case BackendMessage.BindComplete:
         return this.#onComplete(PendingKind.Bind, buffer, start, end);
@@ -492,6 +507,9 @@ export class ServerConnection implements WireHandler {
     const pending = this.pending;
     if (end - start !== 6) return this.#fail('invalid ReadyForQuery from server');
     const status = buffer[start + 5] as number;
+    if (status !== TxStatus.Idle && status !== TxStatus.InTransaction && status !== TxStatus.Failed) {
+      return this.#fail('invalid transaction status from server');
+    }
     const kind = pending.kind;
     if (kind !== PendingKind.Query && kind !== PendingKind.Sync) {
       if (kind !== PendingKind.MaybeSync && kind !== PendingKind.FunctionCall) {
@@ -527,14 +545,19 @@ export class ServerConnection implements WireHandler {
     if (pending.length === 0) {
       // Unsolicited: the server is about to close, by its own timeout or an administrator's wish.
       this.retired = true;
-      if (this.linked !== null && fatal) {
+      if (this.linked === null) return this.#fail('the server is ending the connection');
+      if (fatal) {
         this.#emit(this.linked, buffer, start, end);
         this.#fatalSent = true;
       }
       return;
     }
     if (pending.action === PendingAction.Own) {
-      (pending.data as OwnBatch).error = fields;
+      const batch = pending.data as OwnBatch;
+      batch.error = fields;
+      if (pending.kind === PendingKind.Parse && code !== DUPLICATE_STATEMENT) this.ownStatements.clear();
+      if (!this.#endsByItself(batch)) batch.onEnd(fields);
+      if (this.state === ServerState.Closed) return;
       if (fatal && this.linked !== null) {
         this.#emit(this.linked, buffer, start, end);
         this.#fatalSent = true;
@@ -571,23 +594,44 @@ export class ServerConnection implements WireHandler {
     }
   }
 
+  /** False for a batch inside a request of the client, whose Sync says nothing of it. */
+  #endsByItself(batch: OwnBatch): boolean {
+    const pending = this.pending;
+    for (let index = 0; index < pending.length; index++) {
+      const kind = pending.kindAt(index);
+      if (kind === PendingKind.Sync || kind === PendingKind.MaybeSync || kind === PendingKind.Query) {
+        return pending.dataAt(index) === batch;
+      }
+    }
+    return false;
+  }
+
   /** An extended-protocol message failed: PostgreSQL reads and drops everything up to the next Sync. */
   #skipToSync(code: string): void {
     const pending = this.pending;
     let first = true;
+    let querySkipped = false;
+    let syncFound = false;
     while (pending.length > 0) {
       const kind = pending.kind as PendingKind;
-      if (kind === PendingKind.Sync || kind === PendingKind.MaybeSync) return;
+      syncFound = kind === PendingKind.Sync || kind === PendingKind.MaybeSync;
+      if (syncFound) break;
       const owner = pending.owner;
       const data = pending.data;
       const action = pending.action;
       pending.pop();
-      if (!first && owner !== null && data !== null && action !== PendingAction.Own) {
+      if (action === PendingAction.Own) {
+        if (kind === PendingKind.Parse) this.ownStatements.delete((data as OwnBatch).parses);
+      } else if (!first && owner !== null && data !== null) {
         owner.onNotCompleted(kind, data, false, code);
       }
+      if (!first && kind === PendingKind.Query) querySkipped = true;
+      if (!first && kind === PendingKind.Parse && action === PendingAction.Own) this.ownStatements.clear();
       first = false;
     }
-    this.skippingToSync = true;
+    // A Query that was skipped did not drop the unnamed statement, whoever left it.
+    if (querySkipped) this.unnamedId = UNNAMED_FOREIGN;
+    this.skippingToSync = !syncFound;
   }
 
   // ---- COPY from the client --------------------------------------------------------------------------------
@@ -616,7 +660,7 @@ export class ServerConnection implements WireHandler {
     const pending = this.pending;
     const end = this.#copyEndIndex();
     for (let index = 1; index < (end === 0 ? pending.length : end); index++) {
-      if (pending.kindAt(index) !== PendingKind.Sync || pending.actionAt(index) === PendingAction.Own) continue;
+      if (pending.kindAt(index) !== PendingKind.Sync) continue;
       pending.setKindAt(index, PendingKind.MaybeSync);
       this.copyInDoubt = true;
     }
@@ -634,8 +678,13 @@ export class ServerConnection implements WireHandler {
   /** An answer came that no Sync has: the ones in front of it were read as part of a COPY. */
   #dropMaybeSyncs(): void {
     const pending = this.pending;
-    while (pending.kind === PendingKind.MaybeSync) pending.pop();
-    if (pending.kind >= PendingKind.Fake) this.#drainFakes();
+    while (pending.kind === PendingKind.MaybeSync) {
+      const batch = pending.action === PendingAction.Own ? (pending.data as OwnBatch) : null;
+      pending.pop();
+      if (pending.kind >= PendingKind.Fake) this.#drainFakes();
+      // Its ReadyForQuery was taken for that of an earlier one, so it is over too.
+      batch?.onEnd(batch.error);
+    }
   }
 
   /**
@@ -644,16 +693,16 @@ export class ServerConnection implements WireHandler {
    * message that the owner has sent in part.
    */
   settleCopy(): void {
-    this.settleLate = this.linked !== null && this.linked.sendingPart;
+    this.settleLate = this.linked?.sendingPart ?? false;
     if (this.settleLate) return;
     this.copyInDoubt = false;
     const pending = this.pending;
     for (let index = 0; index < pending.length; index++) {
-      if (pending.kindAt(index) !== PendingKind.Sync || pending.actionAt(index) === PendingAction.Own) continue;
+      if (pending.kindAt(index) !== PendingKind.Sync) continue;
       pending.setKindAt(index, PendingKind.MaybeSync);
     }
     if (pending.length === 0) return;
-    const batch: OwnBatch = { onRow: () => {}, onEnd: () => {}, error: null, statusTo: null };
+    const batch: OwnBatch = { onRow: () => {}, onEnd: () => {}, error: null, parses: '', statusTo: null };
     this.send(CLOSE_PROBE);
     this.expect(PendingKind.Close, PendingAction.Own, null, batch);
     this.expect(PendingKind.Sync, PendingAction.Own, null, batch);
@@ -672,6 +721,9 @@ export class ServerConnection implements WireHandler {
       if (batch.statusTo !== null) {
         this.#emit(batch.statusTo, buffer, start, end);
         if (isSessionSetting(name)) batch.statusTo.onParameterStatus(name.toLowerCase(), value);
+      } else if (this.pending.kind === PendingKind.Query && isSessionSetting(name)) {
+        // ROLLBACK between two owners: what the transaction had set is in force no more.
+        this.parameters = new ParameterSet(new Map(this.parameters.values).set(name.toLowerCase(), value));
       }
       return;
     }
@@ -823,6 +875,8 @@ export function errorCode(error: Error): string {
   return (error as NodeJS.ErrnoException).code ?? error.name;
 }
 
+/** duplicate_prepared_statement: the statement is there. */
+const DUPLICATE_STATEMENT = '42P05';
 const EMPTY_FIELDS: ErrorFields = new Map();
 const LOST: ErrorFields = new Map([
   ['S', 'FATAL'],

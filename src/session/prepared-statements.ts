@@ -27,14 +27,20 @@ export class PreparedStatement {
   }
 }
 
-/** All statements of a worker by key; forgets the least used, whose text then simply gets a new name. */
+/**
+ * All statements of a worker by key; forgets the least used, whose text then simply gets a new name. Bounded by
+ * their number and by their characters together.
+ */
 export class StatementRegistry {
   readonly #known: Lru<string, PreparedStatement>;
+  readonly #charsMax: number;
+  #chars = 0;
   #nextId = 1;
   #unnamedId = 0;
 
-  constructor(max: number = REGISTRY_MAX) {
+  constructor(max: number = REGISTRY_MAX, charsMax: number = REGISTRY_CHARS_MAX) {
     this.#known = new Lru(max);
+    this.#charsMax = charsMax;
   }
 
   get size(): number {
@@ -54,8 +60,20 @@ export class StatementRegistry {
   make(key: string | null, parseTail: Buffer, effects: StatementEffects): PreparedStatement {
     const name = `${SERVER_NAME_PREFIX}${this.#nextId++}`;
     const statement = new PreparedStatement(name, Buffer.from(parseTail), effects);
-    if (key !== null) this.#known.set(key, statement);
+    if (key !== null) this.#keep(key, statement);
     return statement;
+  }
+
+  #keep(key: string, statement: PreparedStatement): void {
+    if (key.length > this.#charsMax) return;
+    if (this.#known.peek(key) === undefined) this.#chars += key.length;
+    const evicted = this.#known.set(key, statement);
+    if (evicted !== undefined) this.#chars -= evicted[0].length;
+    while (this.#chars > this.#charsMax) {
+      const oldest = this.#known.keys().next().value as string;
+      this.#known.delete(oldest);
+      this.#chars -= oldest.length;
+    }
   }
 }
 
@@ -110,4 +128,5 @@ export class ServerStatements {
 }
 
 const REGISTRY_MAX = 50_000;
+const REGISTRY_CHARS_MAX = 64 * 1024 * 1024;
 const SERVER_MAX = 65_536;

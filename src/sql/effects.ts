@@ -32,10 +32,12 @@ export interface StatementEffects {
   readonly deallocatesAll: boolean;
   /** Statements in the text, separated by semicolons; 0 for an empty text. Approximate when `unparsed`. */
   readonly statementCount: number;
-  /** For a text of one statement: it begins or ends a transaction. COMMIT AND CHAIN is `end`. */
+  /** For a text of one statement: it begins or ends a transaction. COMMIT AND CHAIN is neither. */
   readonly transaction: 'begin' | 'end' | null;
   /** Some statement begins or ends a transaction, or moves between its savepoints. */
   readonly hasTransactionControl: boolean;
+  /** COPY … FROM STDIN: PostgreSQL will read data from the client before it reads a request again. */
+  readonly copiesIn: boolean;
   /** It runs or defines code that the text does not show: DO, CALL, EXECUTE, CREATE FUNCTION, unknown functions. */
   readonly opaque: boolean;
   /** PostgreSQL's parser refused it or it was too large or too deep to ask; then the rest errs on the side of effects. */
@@ -57,6 +59,7 @@ const NOTHING: StatementEffects = {
   statementCount: 1,
   transaction: null,
   hasTransactionControl: false,
+  copiesIn: false,
   opaque: false,
   unparsed: false,
 };
@@ -105,6 +108,7 @@ export class EffectsBuilder {
   deallocatesAll = false;
   transaction: 'begin' | 'end' | null = null;
   hasTransactionControl = false;
+  copiesIn = false;
   opaque = false;
   unparsed = false;
   #escape: string | null = null;
@@ -141,7 +145,7 @@ export class EffectsBuilder {
       this.#escape === null &&
       this.#settings.size + this.#pins.size + this.#deallocates.size === 0 &&
       !(this.resetsAll || this.discardsAll || this.touchesLocalSettings || this.unknownSettings) &&
-      !(this.deallocatesAll || this.hasTransactionControl || this.unparsed);
+      !(this.deallocatesAll || this.hasTransactionControl || this.copiesIn || this.unparsed);
     if (nothing) return dataEffects(statementCount, this.opaque);
     return Object.freeze({
       plain: false,
@@ -158,6 +162,7 @@ export class EffectsBuilder {
       statementCount,
       transaction,
       hasTransactionControl: this.hasTransactionControl,
+      copiesIn: this.copiesIn,
       opaque: this.opaque,
       unparsed: this.unparsed,
     });

@@ -108,6 +108,7 @@ function effectsOfOutcome(text: string, outcome: ParseOutcome): StatementEffects
   effects.unknownSettings = settings;
   effects.touchesLocalSettings = settings;
   effects.hasTransactionControl = mayControlTransaction(text);
+  effects.copiesIn = true;
   if (mayPin(text)) effects.pin('unparsed statement');
   return effects.finish(1);
 }

@@ -89,6 +89,7 @@ const VISITORS: ReadonlyMap<string, Visitor> = new Map<string, Visitor>([
   ['ExecuteStmt', visitOpaque],
   ['CreateExtensionStmt', visitOpaque],
   ['AlterExtensionStmt', visitOpaque],
+  ['CopyStmt', visitCopy],
   ['DiscardStmt', visitDiscard],
   ['DeallocateStmt', visitDeallocate],
   ['PrepareStmt', (walk) => pinned(walk, 'prepare')],
@@ -123,7 +124,8 @@ function visitTransaction(walk: TreeWalk, body: TreeNode): boolean {
     case 'TRANS_STMT_COMMIT':
     case 'TRANS_STMT_ROLLBACK':
     case 'TRANS_STMT_PREPARE':
-      effects.transaction = 'end';
+      // COMMIT AND CHAIN ends one and begins the next.
+      if (body['chain'] !== true) effects.transaction = 'end';
       break;
     default:
       break;
@@ -142,6 +144,12 @@ function visitDeallocate(walk: TreeWalk, body: TreeNode): boolean {
   if (typeof name === 'string') walk.effects.deallocate(name);
   else walk.effects.deallocatesAll = true;
   return false;
+}
+
+/** A file or a program is read by the server itself. */
+function visitCopy(walk: TreeWalk, body: TreeNode): boolean {
+  if (body['is_from'] === true && body['filename'] === undefined) walk.effects.copiesIn = true;
+  return true;
 }
 
 function visitCursor(walk: TreeWalk, body: TreeNode): boolean {

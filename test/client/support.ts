@@ -124,8 +124,8 @@ export interface TestListenerOptions extends ConfigChanges {
 }
 
 export class TestListener {
-  readonly target = new RecordingTarget();
-  readonly verifier = new FakeVerifier();
+  readonly target: RecordingTarget = new RecordingTarget();
+  readonly verifier: FakeVerifier = new FakeVerifier();
   readonly log: LogLine[] = [];
   readonly listener: Listener;
   readonly context: LoginContext;

@@ -95,7 +95,6 @@ export const HARMLESS: readonly string[] = [
   'SHOW ALL',
   'EXPLAIN SELECT 1',
   'EXPLAIN (ANALYZE, BUFFERS) UPDATE t SET a = 1',
-  'COPY t FROM STDIN',
   'COPY (SELECT 1) TO STDOUT WITH (FORMAT csv)',
   'CREATE TABLE t (id int PRIMARY KEY, role text DEFAULT lower($$X$$))',
   'CREATE TABLE t AS SELECT 1',

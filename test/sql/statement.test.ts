@@ -58,6 +58,19 @@ describe('data statements', () => {
   });
 });
 
+describe('COPY', () => {
+  it.each([
+    ['COPY t FROM STDIN', true],
+    ['COPY t (a) FROM STDIN WITH (FORMAT csv)', true],
+    ['SELECT 1; COPY t FROM STDIN', true],
+    ['COPY t TO STDOUT', false],
+    ["COPY t FROM '/file'", false],
+    ["COPY t FROM PROGRAM 'cat'", false],
+  ])('tells whether the client will send data: %s', (sql, copiesIn) => {
+    expect(analyzer.analyze(sql).copiesIn).toBe(copiesIn);
+  });
+});
+
 describe('other statements without effect', () => {
   it.each(HARMLESS)('are found harmless by the parser: %s', (sql) => {
     expect(notable(analyzer.analyze(sql))).toEqual({});
@@ -160,7 +173,9 @@ describe('transactions', () => {
     ['End', 'end'],
     ['ROLLBACK', 'end'],
     ['ABORT;', 'end'],
-    ['COMMIT AND CHAIN', 'end'],
+    ['COMMIT AND CHAIN', null],
+    ['ROLLBACK AND CHAIN', null],
+    ['COMMIT AND NO CHAIN', 'end'],
     ['ROLLBACK WORK', 'end'],
     ["PREPARE TRANSACTION 'x'", 'end'],
     ['SAVEPOINT a', null],

@@ -1,6 +1,7 @@
 /**
  * Starts one PostgreSQL primary and one streaming replica for a test run, or takes the server that
- * INTEGRATION_DATABASE_URL names, and provides its address to the test files (see postgres.ts).
+ * INTEGRATION_DATABASE_URL names, or one in a container of the image that INTEGRATION_CONTAINER names (it takes a
+ * Docker engine), and provides its address to the test files (see postgres.ts).
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -17,6 +18,8 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
     project.provide('postgres', givenServer(url));
     return async () => {};
   }
+  const image = process.env['INTEGRATION_CONTAINER'];
+  if (image) return startContainer(project, image);
   const authority = makeCertificate({ name: 'test root authority', authority: true });
   const server = makeCertificate({ name: 'localhost', issuer: authority });
   const directory = mkdtempSync(join(tmpdir(), 'pgturnstile-test-'));
@@ -45,6 +48,24 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
+}
+
+/** Fails with testcontainers' own words when no Docker engine answers: it was asked for. */
+async function startContainer(project: TestProject, image: string): Promise<() => Promise<void>> {
+  const { GenericContainer, Wait } = await import('testcontainers');
+  const password = 'test-superuser';
+  const container = await new GenericContainer(image)
+    .withEnvironment({ POSTGRES_PASSWORD: password })
+    .withCommand(['postgres', '-c', 'max_prepared_transactions=10', '-c', 'fsync=off'])
+    .withExposedPorts(5432)
+    // The image's init script starts and stops a server of its own first.
+    .withWaitStrategy(Wait.forLogMessage(/ready to accept connections/, 2))
+    .start();
+  const authority = `${container.getHost()}:${container.getMappedPort(5432)}`;
+  project.provide('postgres', givenServer(`postgres://postgres:${password}@${authority}/postgres`));
+  return async () => {
+    await container.stop();
+  };
 }
 
 function givenServer(text: string): SharedPostgres {

@@ -84,6 +84,11 @@ export class ScriptedPeer {
     return bytes;
   }
 
+  /** Puts bytes back in front of what is to be read. */
+  unread(bytes: Buffer): void {
+    this.#buffer = Buffer.concat([bytes, this.#buffer]);
+  }
+
   /** A message with a type. */
   async readFrame(): Promise<Frame> {
     const header = await this.readBytes(5);
