@@ -296,9 +296,14 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
 
   #tick(): void {
     const nowMs = this.clock.precise();
-    this.#listener?.tick(nowMs);
-    this.pools.tick(nowMs);
-    for (const session of this.#sessions.values()) session.tick(nowMs);
+    try {
+      this.#listener?.tick(nowMs);
+      this.pools.tick(nowMs);
+      for (const session of this.#sessions.values()) session.tick(nowMs);
+    } catch (error) {
+      // A fault of ours in one deadline must not end the process, and with it every session.
+      this.#log.error({ err: error }, 'tick failed');
+    }
     for (const waiting of this.#opening) {
       if (nowMs - waiting.sinceMs < this.config.general.clientLoginTimeoutMs) continue;
       waiting.onClose();

@@ -21,10 +21,26 @@ const LAYERS: string[][] = [
 /** No promise and no wait on the path of every message. */
 const HOT = [
   'net/wire.ts',
-  'server/server-connection.ts',
-  'server/pending-responses.ts',
-  'client/relay.ts',
+  'protocol/frames.ts',
   'session/prepared-statements.ts',
+  'session/statement-names.ts',
+  'server/server-connection.ts',
+  'server/server-answers.ts',
+  'server/frame-scanner.ts',
+  'server/span-delivery.ts',
+  'server/out-buffer.ts',
+  'server/pending-responses.ts',
+  'server/copy-syncs.ts',
+  'client/relay.ts',
+  'client/held-bytes.ts',
+  'client/query-relay.ts',
+  'client/statement-relay.ts',
+  'client/statement-sender.ts',
+  'client/statement-answers.ts',
+  'client/unnamed-statement.ts',
+  'client/effects-by-name.ts',
+  'client/session-effects.ts',
+  'client/request-record.ts',
 ];
 
 /** Read by the test that compares keys, samples and README, and by nothing that runs. */

@@ -23,7 +23,7 @@ export interface Conversation {
   readonly startup?: Record<string, string>;
   /** ParameterStatus may come a message later than from PostgreSQL; what it said last must be the same. */
   readonly lateStatus?: boolean;
-  /** Not for pools that assume a role: there it is refused. */
+  /** Not for pools that assume a role: there it is refused, or another connection may come next. */
   readonly staticOnly?: boolean;
 }
 

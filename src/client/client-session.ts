@@ -126,10 +126,10 @@ export class ClientSession implements RelayHost {
   onServerIdle(server: ServerConnection): void {
     if (this.#ended) return;
     const relay = this.relay;
-    if (relay.dirtySettings !== null && !this.#sessionMode)
-      return this.#readSettings(server, relay.dirtySettings);
+    const { dirtySettings, pins } = relay.effects;
+    if (dirtySettings !== null && !this.#sessionMode) return this.#readSettings(server, dirtySettings);
     if (this.#draining) return this.end(terminated());
-    if (this.#sessionMode || relay.pins !== null) return;
+    if (this.#sessionMode || pins !== null) return;
     relay.server = null;
     this.pool.release(server, this.#plan(server, false));
   }
@@ -173,9 +173,8 @@ export class ClientSession implements RelayHost {
   /** Asks what the settings are now: whatever the transaction did to them, this is what the client keeps. */
   #readSettings(server: ServerConnection, names: ReadonlySet<string>): void {
     const relay = this.relay;
-    const doubt = relay.dirtyInDoubt;
-    relay.dirtySettings = null;
-    relay.dirtyInDoubt = false;
+    const doubt = relay.effects.dirtyInDoubt;
+    relay.effects.forgetDirty();
     let parameters = relay.parameters;
     const batch = ownBatch(
       (error) => {
@@ -284,11 +283,11 @@ export class ClientSession implements RelayHost {
     else wire.end(encodeErrorResponse(error, { severity: 'FATAL' }));
     this.pool.sessions.delete(this);
     this.#options.services.onSessionEnd(this);
-    if (error !== null && error.reason !== undefined) {
-      this.#options.services.log.info(
-        { client: this.id, reason: error.reason, code: error.code },
-        error.message,
-      );
+    const { log } = this.#options.services;
+    if (error !== null && error.code === SqlState.InternalError) {
+      log.error({ client: this.id, reason: error.reason, err: error.cause }, error.message);
+    } else if (error !== null && error.reason !== undefined) {
+      log.info({ client: this.id, reason: error.reason, code: error.code }, error.message);
     }
   }
 
@@ -332,7 +331,8 @@ export class ClientSession implements RelayHost {
 
   /** What its last statements did is known only when they are answered: not to be asked before. */
   #leavesState(): boolean {
-    return this.#sessionMode || this.relay.pins !== null || this.relay.dirtySettings !== null;
+    const { dirtySettings, pins } = this.relay.effects;
+    return this.#sessionMode || pins !== null || dirtySettings !== null;
   }
 
   #plan(server: ServerConnection, discard: boolean): CleaningPlan | null {

@@ -59,17 +59,22 @@ const SUGGEST_LENGTH_MAX = 64;
 /** The candidate closest to `name`, or null when none is close enough to be a slip of the hand. */
 export function suggest(name: string, candidates: Iterable<string>): string | null {
   if (name.length > SUGGEST_LENGTH_MAX) return null;
-  const wanted = name.toLowerCase();
+  const wanted = letters(name);
   let best: string | null = null;
   let bestDistance = Math.max(1, Math.floor(wanted.length / 3)) + 1;
   for (const candidate of candidates) {
-    const distance = editDistance(wanted, candidate.toLowerCase());
+    const distance = editDistance(wanted, letters(candidate));
     if (distance < bestDistance) {
       best = candidate;
       bestDistance = distance;
     }
   }
   return best;
+}
+
+/** Case and separators are the commonest slips and say nothing. */
+function letters(name: string): string {
+  return name.toLowerCase().replaceAll(/[_-]/g, '');
 }
 
 /** `; did you mean "x"?`, or nothing. */

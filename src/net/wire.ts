@@ -17,7 +17,10 @@ export interface WireHandler {
   onBytes(buffer: Buffer, start: number, end: number): void;
   /** The kernel took what was queued after a `write` that answered false. */
   onDrain(): void;
-  /** The peer is gone or the socket failed. Called once, never after `destroy()` of our own. */
+  /**
+   * The peer is gone, the socket failed, or the handler itself threw: a fault of ours ends one connection and not
+   * the process. Called once, never after `destroy()` of our own.
+   */
   onClose(error: Error | null): void;
 }
 
@@ -207,7 +210,11 @@ export class Wire {
         },
         callback: (length: number, buffer: Uint8Array): boolean => {
           this.bytesRead += length;
-          if (!this.#closed) this.#handler.onBytes(buffer as Buffer, 0, length);
+          try {
+            if (!this.#closed) this.#handler.onBytes(buffer as Buffer, 0, length);
+          } catch (error) {
+            this.#onFault(error);
+          }
           return !this.#paused;
         },
       },
@@ -223,16 +230,31 @@ export class Wire {
     this.#readBuffer = null;
     socket.on('data', (chunk: Buffer) => {
       this.bytesRead += chunk.length;
-      if (!this.#closed) this.#handler.onBytes(chunk, 0, chunk.length);
+      try {
+        if (!this.#closed) this.#handler.onBytes(chunk, 0, chunk.length);
+      } catch (error) {
+        this.#onFault(error);
+      }
     });
     this.#watch(socket);
     socket.resume();
   }
 
+  #onFault(error: unknown): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#socket.destroy();
+    this.#handler.onClose(error instanceof Error ? error : new Error('handler threw no error'));
+  }
+
   #watch(socket: Socket): void {
     socket.on('drain', () => {
       this.#writeBlocked = false;
-      if (!this.#closed) this.#handler.onDrain();
+      try {
+        if (!this.#closed) this.#handler.onDrain();
+      } catch (error) {
+        this.#onFault(error);
+      }
     });
     socket.on('error', (error: Error) => {
       this.#error = error;

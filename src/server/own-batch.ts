@@ -8,12 +8,8 @@ import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../pr
 import { textArrayLiteral } from '../session/parameters.ts';
 import { SERVER_NAME_PREFIX } from '../session/prepared-statements.ts';
 import { PendingAction, PendingKind } from './pending-responses.ts';
-import {
-  type OwnBatch,
-  type ServerConnection,
-  type ServerOwner,
-  UNNAMED_FOREIGN,
-} from './server-connection.ts';
+import type { ServerConnection } from './server-connection.ts';
+import { type OwnBatch, type ServerOwner, UNNAMED_FOREIGN } from './server-owner.ts';
 
 interface OwnStatement {
   /** '' is prepared anew each time and shows in no view. */

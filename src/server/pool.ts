@@ -9,14 +9,23 @@ import { Fifo } from '../base/fifo.ts';
 import type { Logger } from '../base/log.ts';
 import type { PoolerMode } from '../config/config.ts';
 import { Wire } from '../net/wire.ts';
-import { PgError, SqlState } from '../protocol/pg-error.ts';
+import { type PgError, SqlState } from '../protocol/pg-error.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
+import {
+  checkoutTimedOut,
+  isPassing,
+  isRoleRefusal,
+  poolClosed,
+  roleRefused,
+  toPgError,
+} from './pool-errors.ts';
 import type { CapacityUser, ServerCapacity } from './server-capacity.ts';
 import { type CleaningPlan, cleanServer } from './server-cleaner.ts';
-import { ServerConnection, type ServerListener, type ServerOwner, ServerState } from './server-connection.ts';
+import { ServerConnection, type ServerListener, ServerState } from './server-connection.ts';
 import type { RoleAttributes } from './server-identity.ts';
 import { type OpenedServer, openServerConnection, type ServerTarget } from './server-login.ts';
 import { ServerLoginError } from './server-login-error.ts';
+import type { ServerOwner } from './server-owner.ts';
 
 /** A client session that wants a server connection. */
 export interface Waiter extends ServerOwner {
@@ -245,7 +254,7 @@ export class Pool implements ServerListener, CapacityUser {
     for (let waiter = this.#waiters.peek(); waiter !== undefined; waiter = this.#waiters.peek()) {
       if (nowMs - waiter.waitingSinceMs < checkoutTimeoutMs) break;
       this.#waiters.shift();
-      waiter.onCheckoutFailed(this.#checkoutTimedOut());
+      waiter.onCheckoutFailed(this.#failure?.error ?? checkoutTimedOut(checkoutTimeoutMs));
     }
     for (const server of [...this.#idle]) {
       const surplus = this.serverCount > sizeMin;
@@ -261,15 +270,20 @@ export class Pool implements ServerListener, CapacityUser {
 
   // ---- ServerListener, CapacityUser ------------------------------------------------------------------------
 
-  onServerClosed(server: ServerConnection, reason: string): void {
+  onServerClosed(server: ServerConnection, reason: string, fault: Error | null): void {
     const at = this.#idle.indexOf(server);
     if (at >= 0) this.#idle.splice(at, 1);
     this.#active.delete(server);
     this.#cleaning.delete(server);
-    this.options.log.debug(
-      { database: this.options.databaseName, role: this.options.role, pid: server.processId, reason },
-      'server connection closed',
-    );
+    const fields = {
+      database: this.options.databaseName,
+      role: this.options.role,
+      pid: server.processId,
+      reason,
+    };
+    if (fault !== null)
+      this.options.log.error({ ...fields, err: fault }, 'server connection closed by a fault');
+    else this.options.log.debug(fields, 'server connection closed');
     this.options.capacity.release(this);
     if (this.#waiters.length > 0 && !this.#closed) this.#openWhereWanted(this.options.now());
   }
@@ -439,63 +453,12 @@ export class Pool implements ServerListener, CapacityUser {
   #failWaiters(error: PgError): void {
     for (let count = this.#waiters.length; count > 0; count--) this.#waiters.shift()?.onCheckoutFailed(error);
   }
-
-  #checkoutTimedOut(): PgError {
-    const failure = this.#failure;
-    if (failure !== null) return failure.error;
-    return new PgError({
-      code: SqlState.TooManyConnections,
-      message: `no server connection became free within ${this.options.settings.checkoutTimeoutMs} ms`,
-      hint: 'All server connections of this role and database are in use; see pool_size and checkout_timeout.',
-      reason: 'checkout_timeout',
-      safeToRetry: true,
-    });
-  }
 }
 
 function sameValues(left: ReadonlyMap<string, string>, right: ReadonlyMap<string, string>): boolean {
   if (left.size !== right.size) return false;
   for (const [name, value] of left) if (right.get(name) !== value) return false;
   return true;
-}
-
-function poolClosed(): PgError {
-  return new PgError({
-    code: SqlState.CannotConnectNow,
-    message: 'the pooler is shutting down',
-    severity: 'FATAL',
-  });
-}
-
-/** Faults that another attempt may not meet: no route, no answer, a server that is starting or full. */
-function isPassing(error: ServerLoginError): boolean {
-  if (error.kind === 'unreachable' || error.kind === 'timeout') return true;
-  return error.kind === 'refused' && (error.code.startsWith('57') || error.code.startsWith('53'));
-}
-
-/** PostgreSQL does not know the role (22023), or the server user may not take it (42501). */
-function isRoleRefusal(error: ServerLoginError): boolean {
-  return error.code === SqlState.InvalidParameterValue || error.code === SqlState.InsufficientPrivilege;
-}
-
-function roleRefused(role: string, reason: string): PgError {
-  return new PgError({
-    code: SqlState.InvalidAuthorizationSpecification,
-    message: `role "${role}" is not permitted to log in through this pooler`,
-    severity: 'FATAL',
-    reason,
-  });
-}
-
-function toPgError(error: unknown): PgError {
-  if (error instanceof PgError) return error;
-  if (error instanceof ServerLoginError) return error.toPgError('ERROR');
-  return new PgError({
-    code: SqlState.InternalError,
-    message: 'could not connect to PostgreSQL',
-    reason: error instanceof Error ? error.name : 'unknown',
-    cause: error,
-  });
 }
 
 /** Connections of one pool that come up at the same time; more only make PostgreSQL slower. */

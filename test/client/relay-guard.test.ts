@@ -1,9 +1,11 @@
-/** The relay alone, for a guarded role: what is refused must be refused whatever pieces it comes in. */
+/** The relay alone: what is refused for a guarded role, or cannot be judged, is so whatever pieces it comes in. */
 import { expect, test } from 'vitest';
 import { Clock } from '../../src/base/clock.ts';
-import { Relay } from '../../src/client/relay.ts';
+import { Relay, TEXT_BYTES_MAX } from '../../src/client/relay.ts';
 import type { Wire } from '../../src/net/wire.ts';
-import { encodeQuery } from '../../src/protocol/message-writer.ts';
+import { TxStatus } from '../../src/protocol/codes.ts';
+import { encodeErrorResponse, encodeQuery, encodeReadyForQuery } from '../../src/protocol/message-writer.ts';
+import { PgError } from '../../src/protocol/pg-error.ts';
 import { ServerConnection } from '../../src/server/server-connection.ts';
 import { ParameterSets } from '../../src/session/parameters.ts';
 import { StatementRegistry } from '../../src/session/prepared-statements.ts';
@@ -11,11 +13,14 @@ import { StatementAnalyzer } from '../../src/sql/statement.ts';
 import { frame } from '../support/scripted-client.ts';
 
 class FakeWire {
-  sent: Buffer = Buffer.alloc(0);
+  readonly #sent: Buffer[] = [];
   writeBlocked = false;
   write(bytes: Buffer): boolean {
-    this.sent = Buffer.concat([this.sent, bytes]);
+    this.#sent.push(Buffer.from(bytes));
     return true;
+  }
+  get sent(): Buffer {
+    return Buffer.concat(this.#sent);
   }
   writeView(bytes: Buffer): boolean {
     return this.write(bytes);
@@ -29,8 +34,12 @@ class FakeWire {
 
 const analyzer = await StatementAnalyzer.load();
 
-/** A guarded session that is linked already; `sent` is what PostgreSQL got. */
-function guarded(): { relay: Relay; sent: () => Buffer } {
+/** A session that is linked already, guarded but for a null role; `sent` is what PostgreSQL got. */
+function guarded(guardedRole: string | null = 'alice'): {
+  relay: Relay;
+  server: ServerConnection;
+  sent: () => Buffer;
+} {
   const sets = new ParameterSets();
   const serverWire = new FakeWire();
   const server = new ServerConnection({
@@ -54,12 +63,12 @@ function guarded(): { relay: Relay; sent: () => Buffer } {
     parameters: sets.empty,
     mapNamed: true,
     mapUnnamed: false,
-    guardedRole: 'alice',
+    guardedRole,
     provenStatements: new WeakSet(),
   });
   relay.server = server;
   server.linked = relay;
-  return { relay, sent: () => serverWire.sent };
+  return { relay, server, sent: () => serverWire.sent };
 }
 
 /** FunctionCall of the function with this OID, long enough to be passed on in parts. */
@@ -105,4 +114,19 @@ test('an escape is refused wherever its text is cut', () => {
     expect([first, sent().toString('latin1').includes('SET ROLE')]).toEqual([first, false]);
     expect(sent().toString('latin1')).toContain('refused by pgturnstile');
   }
+});
+
+test('a text too long to be read pins the session even when it fails: it may have committed before', () => {
+  const { relay, server, sent } = guarded(null);
+  const query = encodeQuery(`SET work_mem = 1; COMMIT; SELECT 1/0 --${' '.repeat(TEXT_BYTES_MAX)}`);
+  const step = 60_000;
+  for (let at = 0; at < query.length; at += step) {
+    relay.onBytes(query, at, Math.min(at + step, query.length));
+    expect(relay.closed).toBe(false);
+  }
+  expect(sent().equals(query)).toBe(true);
+  const error = new PgError({ code: '22012', message: 'division by zero' });
+  const answer = Buffer.concat([encodeErrorResponse(error), encodeReadyForQuery(TxStatus.Idle)]);
+  server.onBytes(answer, 0, answer.length);
+  expect([...(relay.effects.pins ?? [])]).toEqual(['settings that cannot be told']);
 });

@@ -55,6 +55,21 @@ afterEach(() => {
 });
 
 describe('Wire', () => {
+  test('a handler that throws loses its own socket, hears of it once, and nobody else does', async () => {
+    const { peer, seen } = await connect();
+    const other = await connect();
+    seen.onRead = () => {
+      throw new TypeError('a fault of ours');
+    };
+    const gone = once(peer, 'close');
+    peer.on('error', () => {});
+    peer.write('x');
+    await gone;
+    expect(seen.closes.map((error) => error?.message)).toEqual(['a fault of ours']);
+    other.peer.write('still here');
+    await until(() => other.seen.received.length === 10, 'the other wire');
+  });
+
   test('gives bytes as views of one buffer that is used again', async () => {
     const shared = Buffer.allocUnsafeSlow(READ_BUFFER_BYTES);
     const { peer, seen } = await connect(shared);

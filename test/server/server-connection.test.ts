@@ -13,7 +13,8 @@ import {
 } from '../../src/protocol/message-writer.ts';
 import { ownBatch } from '../../src/server/own-batch.ts';
 import { PendingAction, PendingKind } from '../../src/server/pending-responses.ts';
-import { ServerConnection, type ServerOwner, ServerState } from '../../src/server/server-connection.ts';
+import { ServerConnection, ServerState } from '../../src/server/server-connection.ts';
+import type { ServerOwner } from '../../src/server/server-owner.ts';
 import { ParameterSet } from '../../src/session/parameters.ts';
 import { Random, seedOf } from '../support/random.ts';
 import { frame } from '../support/scripted-client.ts';
