@@ -11,7 +11,7 @@ import type { JwtConfig, TurnstileConfig } from '../config/config.ts';
 import { hasLoneSurrogate } from './harmless-text.ts';
 import type { TokenFacts } from './identity.ts';
 import { algorithmsOfKey, type KeySource, TOKEN_ALGORITHMS, type VerificationKey } from './key-source.ts';
-import { decodeTokenForm, isRecord, type TokenHeader } from './token-form.ts';
+import { decodeTokenForm, isRecord, TOKEN_BYTES_MAX, type TokenHeader } from './token-form.ts';
 import { TokenRejected, type TokenRejection } from './token-rejected.ts';
 
 /** Signatures checked at one time: more would only queue inside the thread pool, in front of DNS and files. */
@@ -50,6 +50,7 @@ export interface TokenVerifierOptions {
 
 /** A signature that was good, with the key it was good for. Claims are judged anew at every use. */
 interface VerifiedSignature {
+  readonly header: TokenHeader;
   readonly claims: JWTPayload;
   readonly key: VerificationKey['key'];
   readonly untilMs: number;
@@ -78,26 +79,20 @@ export class TokenVerifier {
 
   /** Verifies a token as of `nowMs` (milliseconds since the epoch). Rejects with `TokenRejected` and nothing else. */
   async verify(token: string, nowMs: number): Promise<VerifiedToken> {
-    const { header } = decodeTokenForm(token, this.#rules.jwtAlgorithms);
+    // The digest stands for the token, which is a secret and is not kept. The same bytes have the same form.
+    const digest = token.length <= TOKEN_BYTES_MAX ? createHash('sha256').update(token).digest('base64') : '';
+    const known = this.#verified.get(digest);
+    const fresh = known !== undefined && nowMs < known.untilMs && nowMs >= known.untilMs - VERIFIED_MS;
+    const header = fresh ? known.header : decodeTokenForm(token, this.#rules.jwtAlgorithms).header;
     try {
       const key = await this.#keyFor(header);
-      if (!algorithmsOfKey(key.key).includes(header.alg)) throw new TokenRejected('key_alg_mismatch');
-      // The digest stands for the token, which is a secret and is not kept.
-      const digest = createHash('sha256').update(token).digest('base64');
-      const known = this.#verified.get(digest);
       // A key that was replaced is another object, so its signatures are checked again.
-      if (
-        known !== undefined &&
-        known.key === key.key &&
-        nowMs < known.untilMs &&
-        nowMs >= known.untilMs - VERIFIED_MS
-      ) {
-        return judgeClaims(known.claims, header, key, this.#rules, nowMs);
-      }
+      if (fresh && known.key === key.key) return judgeClaims(known.claims, header, key, this.#rules, nowMs);
+      if (!algorithmsOfKey(key.key).includes(header.alg)) throw new TokenRejected('key_alg_mismatch');
       await this.#enter();
       try {
         const claims = await verifySignature(token, key, this.#rules, nowMs);
-        this.#verified.set(digest, { claims, key: key.key, untilMs: nowMs + VERIFIED_MS });
+        this.#verified.set(digest, { header, claims, key: key.key, untilMs: nowMs + VERIFIED_MS });
         return judgeClaims(claims, header, key, this.#rules, nowMs);
       } finally {
         this.#leave();

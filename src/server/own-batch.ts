@@ -105,7 +105,19 @@ export function sendReadParameters(
 
 /** Becomes the role again; `sync` false inside a request of the client. */
 export function sendRole(server: ServerConnection, role: string, batch: OwnBatch, sync: boolean): void {
-  sendOwn(server, SET_ROLE, [role], batch, sync);
+  if (!sync || !server.ownStatements.has(SET_ROLE.name))
+    return sendOwn(server, SET_ROLE, [role], batch, sync);
+  // Once per transaction under a guarded role: the same bytes each time, so they are made once.
+  if (server.roleRequest?.role !== role) {
+    server.roleRequest = {
+      role,
+      bytes: Buffer.concat([encodeBind('', SET_ROLE.name, [role]), EXECUTE, SYNC]),
+    };
+  }
+  server.send(server.roleRequest.bytes);
+  server.expect(PendingKind.Bind, PendingAction.Own, null, batch);
+  server.expect(PendingKind.Execute, PendingAction.Own, null, batch);
+  server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
 }
 
 /** The same by the unnamed statement, where it is not known whether a named one is still there. */

@@ -90,6 +90,8 @@ export class ServerConnection implements WireHandler {
   cleanDeadlineMs: number = Number.POSITIVE_INFINITY;
   /** The guarded role was asserted after everything that a client sent. */
   roleSafe = true;
+  /** The request that asserts the role, ready to send. */
+  roleRequest: { readonly role: string; readonly bytes: Buffer } | null = null;
   /** Not to be lent again. */
   retired = false;
   lastUsedMs: number;
