@@ -64,8 +64,10 @@ export class StandIns {
   sendDeallocated(server: ServerConnection, names: readonly string[]): void {
     if (!this.#mapped || names.length === 0) return;
     const batch = ownBatch(() => {});
+    let sent = false;
     for (const name of names) {
       if (!this.#names.has(name)) continue;
+      sent = true;
       const bytes = Buffer.from(`${name}\0SELECT\0\0\0`, 'latin1');
       server.sendByte(FrontendMessage.Parse);
       server.sendInt32(4 + bytes.length);
@@ -73,7 +75,8 @@ export class StandIns {
       server.expect(PendingKind.Parse, PendingAction.Own, null, batch);
       this.#addStray(name);
     }
-    if (this.#strays === null) return;
+    // A Sync without need would end the client's implicit transaction.
+    if (!sent) return;
     server.send(SYNC);
     server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
   }
