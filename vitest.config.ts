@@ -22,6 +22,16 @@ const config: ViteUserConfig = defineConfig({
           fileParallelism: false,
         },
       },
+      {
+        test: {
+          name: 'containers',
+          include: ['integration/containers/*.test.ts'],
+          testTimeout: 60_000,
+          hookTimeout: 120_000,
+          // After the others: an image that is built beside them would upset their clocks.
+          sequence: { groupOrder: 1 },
+        },
+      },
     ],
   },
 });

@@ -10,6 +10,7 @@ import { promisify } from 'node:util';
 import { decodeJwt, decodeProtectedHeader } from 'jose';
 import { Client } from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { startIssuer } from '../src/demo/issuer.ts';
 import { ed25519, toPem, toPrivatePem } from '../test/auth/support.ts';
 import {
   cleanUp,
@@ -147,7 +148,17 @@ test('--version and --help, of every command', async () => {
     code: 0,
     stdout: expect.stringMatching(/^\d+\.\d+\.\d+\n$/),
   });
-  for (const args of [[], ['run'], ['check'], ['demo'], ['token', 'mint'], ['token', 'explain']]) {
+  for (const args of [
+    [],
+    ['run'],
+    ['check'],
+    ['demo'],
+    ['doctor'],
+    ['token', 'mint'],
+    ['token', 'explain'],
+    ['sql', 'provision'],
+    ['sql', 'claims'],
+  ]) {
     const { code, stdout, stderr } = await new Command([...args, '--help'], root).ended;
     expect([code, stderr]).toEqual([0, '']);
     expect(stdout).toMatch(/^Usage: pgturnstile/);
@@ -264,9 +275,47 @@ describe('run', () => {
     expect(code).toBe(1);
     expect(stderr).toMatch(/PGDOG_CHECKOUT_TIMEOUT/);
   });
+
+  test('--allowed-oidc-issuer finds keys by discovery; a stranger is refused without a request to anybody', async () => {
+    const [issuer, stranger] = [await startIssuer(), await startIssuer()];
+    try {
+      const { jwt_public_key_file: _, ...general } = jwtFiles().general ?? {};
+      const directory = directoryWith({ ...jwtFiles(), general });
+      const allowed = ['--allowed-oidc-issuer', issuer.url];
+      const command = new Command(['run', ...allowed, '--auth-required'], directory);
+      const port = await portOf(command);
+      const options = { subject: world.alice, audience: 'app' };
+      const client = await clientAt(port, await issuer.mint(options));
+      expect((await client.query(WHO)).rows[0]).toMatchObject({ current_user: world.alice });
+      await client.end();
+      await expect(clientAt(port, await stranger.mint(options))).rejects.toMatchObject({ code: '28P01' });
+      expect([stranger.discoveryRequests, stranger.requests]).toEqual([0, 0]);
+      const explained = new Command(['token', 'explain', ...allowed, '-d', world.database], directory);
+      explained.child.stdin!.end(await issuer.mint(options));
+      expect(await explained.ended).toMatchObject({ code: 0, stdout: expect.stringMatching(/^accepted\n/) });
+      command.child.kill('SIGTERM');
+      expect((await command.ended).code).toBe(0);
+    } finally {
+      await Promise.all([issuer.stop(), stranger.stop()]);
+    }
+  });
 });
 
 describe('check', () => {
+  test('--strict fails for what is less safe than it could be, and says where', async () => {
+    const directory = directoryWith(jwtFiles());
+    const loose = await new Command(['check'], directory).ended;
+    expect([loose.code, loose.stdout]).toEqual([
+      0,
+      expect.stringContaining('turnstile.jwt_issuer: is not set'),
+    ]);
+    const strict = await new Command(['check', '--strict'], directory).ended;
+    expect([strict.code, strict.stdout]).toEqual([1, '']);
+    expect(strict.stderr).toContain('pgdog.toml: turnstile.jwt_issuer: is not set');
+    const pinned = directoryWith({ ...jwtFiles(), turnstile: { jwt_issuer: 'https://id.example.com' } });
+    expect(await new Command(['check', '--strict'], pinned).ended).toMatchObject({ code: 0, stderr: '' });
+  });
+
   test('prints every fault with its file, its line and its key, and no secret', async () => {
     const directory = scratchDirectory();
     const main = [

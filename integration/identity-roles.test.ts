@@ -94,7 +94,7 @@ describe('names', () => {
   ])('%j is refused before PostgreSQL is asked', async (role, reason) => {
     const from = pooler.lines.length;
     expect(await pooler.refusal(enter(role))).toMatchObject({ code: '28000', severity: 'FATAL' });
-    const lines = pooler.lines.slice(from).filter((line) => line.level !== 'debug');
+    const lines = pooler.lines.slice(from).filter((line) => line['reason'] !== undefined);
     expect(lines).toHaveLength(1);
     expect(lines[0]).toMatchObject({ message: 'auth_reject', reason, code: '28000' });
     expect([...pooler.worker.view.pools.pools()]).toEqual([]);
@@ -107,7 +107,7 @@ describe('names', () => {
 
   test('a name of 63 bytes is entered whole', async () => {
     const long = `${'l'.repeat(58)}_${process.pid % 10_000}`.padEnd(63, 'z');
-    await asSuperuser([`CREATE ROLE ${long}`]);
+    await asSuperuser([`CREATE ROLE ${long} LOGIN`]);
     try {
       await allow(long);
       expect((await pooler.ask(enter(long)))['current_user']).toBe(long);
@@ -120,7 +120,7 @@ describe('names', () => {
   test('role_pattern may let other names through, and they are taken as they are', async () => {
     const wide = await start({ turnstile: { role_pattern: '.+' } });
     const name = `odd "'\\; ${process.pid} é`;
-    await asSuperuser([`CREATE ROLE ${escapeIdentifier(name)}`]);
+    await asSuperuser([`CREATE ROLE ${escapeIdentifier(name)} LOGIN`]);
     try {
       await allow(name);
       expect((await wide.ask(enter(name)))['current_user']).toBe(name);
@@ -149,7 +149,7 @@ describe('attributes', () => {
     lenient.stop();
   });
 
-  test('a role whose VALID UNTIL has passed is refused; one that may not log in by itself is not', async () => {
+  test('a role whose VALID UNTIL has passed is refused, one whose time is still to come is not', async () => {
     const past = await grantedRole('past', "VALID UNTIL '2020-01-01'");
     const later = await grantedRole('later', "VALID UNTIL '2100-01-01'");
     const pooler = await start();
@@ -157,6 +157,64 @@ describe('attributes', () => {
     expect(pooler.logged('login refused').at(-1)).toMatchObject({ reason: 'role_expired' });
     expect((await pooler.ask(enter(later)))['current_user']).toBe(later);
     expect((await pooler.ask(enter(world.alice)))['current_user']).toBe(world.alice);
+    pooler.stop();
+  });
+
+  test('a NOLOGIN role is refused, and let in where nologin_roles says so', async () => {
+    const role = await grantedRole('team');
+    await asSuperuser([`ALTER ROLE ${role} NOLOGIN`]);
+    const pooler = await start();
+    expect(await pooler.refusal(enter(role))).toEqual(refusedRole(role));
+    expect(pooler.logged('login refused').at(-1)).toMatchObject({ reason: 'role_nologin' });
+    pooler.stop();
+    const lenient = await start({ turnstile: { nologin_roles: 'allow' } });
+    expect((await lenient.ask(enter(role)))['current_user']).toBe(role);
+    lenient.stop();
+  });
+
+  test('with login_group only its members are let in, those of its members too, and a group that is not there has none', async () => {
+    const [group, between] = [await createRole('group'), await createRole('between')];
+    roles.push(group, between);
+    const [member, indirect, stranger] = [
+      await grantedRole('member'),
+      await grantedRole('indirect'),
+      await grantedRole('stranger'),
+    ];
+    await asSuperuser([
+      `GRANT ${group.name} TO ${member}, ${between.name} WITH INHERIT FALSE, SET FALSE`,
+      `GRANT ${between.name} TO ${indirect}`,
+    ]);
+    const pooler = await start({ turnstile: { login_group: group.name } });
+    for (const role of [member, indirect]) {
+      expect((await pooler.ask(enter(role)))['current_user']).toBe(role);
+    }
+    expect(await pooler.refusal(enter(stranger))).toEqual(refusedRole(stranger));
+    expect(pooler.logged('login refused').at(-1)).toMatchObject({ reason: 'role_not_in_group' });
+    pooler.stop();
+    const empty = await start({ turnstile: { login_group: 'no_such_group' } });
+    expect(await empty.refusal(enter(member))).toEqual(refusedRole(member));
+    empty.stop();
+  });
+
+  test('a role cannot move its own VALID UNTIL by the settings that say how numbers are printed', async () => {
+    const past = await grantedRole('past', "VALID UNTIL '2020-01-01'");
+    await asSuperuser([`ALTER ROLE ${world.service} SET extra_float_digits = -15`]);
+    try {
+      const pooler = await start();
+      expect(await pooler.refusal(enter(past))).toEqual(refusedRole(past));
+      pooler.stop();
+    } finally {
+      await asSuperuser([`ALTER ROLE ${world.service} RESET extra_float_digits`]);
+    }
+  });
+
+  test('the first session under SET ROLE is the occasion to say what it does not protect from', async () => {
+    const pooler = await start();
+    await pooler.ask(enter(world.alice));
+    await pooler.ask(enter(world.bob));
+    expect(pooler.logged('backend_identity is set_role: ')).toEqual([
+      expect.objectContaining({ level: 'warn', server_user: world.service }),
+    ]);
     pooler.stop();
   });
 
@@ -197,7 +255,7 @@ describe('a role that PostgreSQL does not know', () => {
     const name = `late_${process.pid}`;
     const refusedAtMs = performance.now();
     expect(await pooler.refusal(enter(name))).toEqual(refusedRole(name));
-    await asSuperuser([`CREATE ROLE ${name}`]);
+    await asSuperuser([`CREATE ROLE ${name} LOGIN`]);
     try {
       await allow(name);
       expect(await pooler.refusal(enter(name))).toEqual(refusedRole(name));

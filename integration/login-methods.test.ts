@@ -104,7 +104,11 @@ describe.each(['scram', 'md5', 'plain'])('auth_type %s', (authType) => {
       expect(await pooler.refusal(login(user, password))).toEqual(failed(user));
       const lines = pooler.lines.slice(from).filter((line) => line.level !== 'debug');
       expect(lines).toHaveLength(1);
-      expect(lines[0]).toMatchObject({ message: 'auth_reject', reason: 'wrong_password', user });
+      expect(lines[0]).toMatchObject({
+        message: 'auth_reject',
+        reason: 'wrong_password',
+        startup_user: user,
+      });
     }
   });
 
@@ -503,8 +507,10 @@ describe('a token for a user of users.toml', () => {
       session_user: world.service,
       current_user: world.alice,
     });
-    // auth_type jwt without a suffix: everybody shows a token.
-    expect((await pooler.refusal(login(carol, carolPassword))).code).toBe('28P01');
+    // One secret is asked for; what is no token may be the password, for those who have one.
+    expect(await pooler.ask(login(carol, carolPassword))).toMatchObject({ session_user: carol });
+    expect((await pooler.refusal(login(carol, `${carolPassword}x`))).code).toBe('28P01');
+    expect((await pooler.refusal(login(world.alice, carolPassword))).code).toBe('28P01');
     pooler.stop();
   });
 

@@ -248,8 +248,7 @@ const NAMED: Conversation[] = [
   {
     name: 'a plan that goes stale inside a transaction fails as it does directly',
     named: true,
-    // The connection that holds the plan must be the next one lent; under a role it may still be cleaned.
-    staticOnly: true,
+    alone: true,
     writes: true,
     steps: [
       prepared('s1', 'SELECT * FROM items WHERE id = $1'),
@@ -428,6 +427,38 @@ for (const kind of ['static', 'set_role'] as PoolKind[]) {
       });
       await one.query('ROLLBACK');
       expect(await execute(one, 'hidden')).toBe('still');
+    });
+
+    it('a Bind of what the connection lacks is refused as PostgreSQL refuses it where a transaction has failed', async () => {
+      const refusals = async (client: ScriptedClient): Promise<string[]> => {
+        for (const name of ['lost', 'other 1', 'other 2', 'other 3']) {
+          await prepare(client, name, `SELECT $1::text, '${name}'`);
+        }
+        await client.query('BEGIN');
+        // Three more than the connection keeps: the first one is closed.
+        for (const name of ['other 1', 'other 2', 'other 3']) {
+          client.send(B('', name, ['x']), E(''), SYNC);
+          expect((await client.readReply()).error).toBeNull();
+        }
+        await client.query('SELECT 1/0');
+        const seen: string[] = [];
+        for (const parts of [
+          [B('', 'lost', ['x']), E(''), SYNC],
+          [B('p', 'lost', ['y'.repeat(20_000)]), D('P', 'p'), E('p'), SYNC],
+          [P('more', 'SELECT 1'), B('', 'lost', ['x']), E(''), SYNC],
+        ]) {
+          client.send(...parts);
+          for (const { type, body } of (await client.readReply()).frames)
+            seen.push(`${type} ${body.toString('latin1')}`);
+        }
+        await client.query('ROLLBACK');
+        client.send(B('', 'lost', ['x']), E(''), SYNC);
+        expect((await client.readReply()).rows).toEqual([['x', 'lost']]);
+        return seen;
+      };
+      const direct = await world.direct(world.alice);
+      clients.push(direct);
+      expect(await refusals(await login())).toEqual(await refusals(direct));
     });
 
     it('a name of our own is refused, and one of ours cannot be bound', async () => {

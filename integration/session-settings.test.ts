@@ -173,7 +173,6 @@ const CONVERSATIONS: Conversation[] = [
   },
   {
     name: 'startup parameters are there on every connection, and what RESET goes back to',
-    lateStatus: true,
     startup: {
       application_name: 'from startup',
       TimeZone: 'Europe/Berlin',

@@ -111,9 +111,7 @@ describe.skipIf(isGiven)('the method PostgreSQL asks for', () => {
     const refusals = await Promise.all(Array.from({ length: 20 }, () => pooler.refusal(login())));
     for (const refusal of refusals) {
       expect(refusal).toMatchObject({ severity: 'FATAL', code: '28000' });
-      expect(refusal.message).toMatch(
-        /^pg_hba\.conf rejects connection for host "127\.0\.0\.1", user "refused_/,
-      );
+      expect(refusal.message).toMatch(/^pg_hba\.conf rejects connection for host "[^"]+", user "refused_/);
     }
     expect(performance.now() - startedAtMs).toBeLessThan(3_000);
     expect(pooler.logged('cannot connect to PostgreSQL').length).toBeLessThanOrEqual(4);

@@ -1,13 +1,14 @@
 #!/usr/bin/env node
 /**
- * The command line: run, check, demo, token mint, token explain. Owns options, exit codes (0 fine, 1 bad config or
- * input, 2 wrong usage, 3 cannot listen), signals, and what goes to which stream. Everything that works is loaded
- * when its command runs, so that `check` needs no pooler. No token or password is printed but a freshly minted one.
+ * The command line: run, check, demo, token, sql, doctor. Owns options, exit codes (0 fine, 1 bad config or input, 2
+ * wrong usage, 3 cannot listen), signals, and what goes to which stream. Everything that works is loaded when its
+ * command runs, so that `check` needs no pooler. No secret is printed but a freshly minted token and, by `sql claims`,
+ * the key.
  */
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { createLogger, type LogLevel } from './base/log.ts';
-import type { Config } from './config/config.ts';
+import type { BackendIdentity, Config } from './config/config.ts';
 import { formatFault } from './config/faults.ts';
 import { type LoadResult, loadConfig } from './config/load.ts';
 
@@ -24,7 +25,17 @@ interface FileOptions {
   users: string;
 }
 
-interface RunOptions extends FileOptions {
+/** What the command line adds to the files. */
+interface ConfigOptions extends FileOptions {
+  allowedOidcIssuer?: string[];
+  authRequired?: boolean;
+}
+
+interface CheckOptions extends ConfigOptions {
+  strict: boolean;
+}
+
+interface RunOptions extends ConfigOptions {
   port?: number;
   host?: string;
 }
@@ -43,10 +54,22 @@ interface MintOptions {
   aud?: string;
   iss?: string;
   kid?: string;
+  typ?: string;
   claim?: Record<string, unknown>;
 }
 
-interface ExplainOptions extends FileOptions {
+interface ProvisionOptions extends ConfigOptions {
+  role: string[];
+  database?: string;
+  identity?: BackendIdentity;
+}
+
+interface DoctorOptions extends ConfigOptions {
+  role?: string[];
+  database?: string;
+}
+
+interface ExplainOptions extends ConfigOptions {
   database?: string;
 }
 
@@ -106,8 +129,8 @@ async function run(options: RunOptions): Promise<ExitCode> {
   });
 }
 
-function check(options: FileOptions): ExitCode {
-  const loaded = load(options);
+function check(options: CheckOptions): ExitCode {
+  const loaded = options.strict ? withStrictness(load(options)) : load(options);
   if (loaded.config === null) return printFaults(loaded);
   for (const warning of loaded.warnings) process.stdout.write(`warning: ${formatFault(warning)}\n`);
   const { databases, users } = loaded.config;
@@ -145,6 +168,7 @@ async function mint(options: MintOptions): Promise<ExitCode> {
     ...(options.aud === undefined ? {} : { audience: options.aud }),
     ...(options.iss === undefined ? {} : { issuer: options.iss }),
     ...(options.kid === undefined ? {} : { keyId: options.kid }),
+    ...(options.typ === undefined ? {} : { type: options.typ }),
     ...(options.claim === undefined ? {} : { claims: options.claim }),
   });
   process.stdout.write(`${token}\n`);
@@ -167,8 +191,67 @@ async function explain(argument: string, options: ExplainOptions): Promise<ExitC
   return accepted ? ExitCode.Fine : ExitCode.BadInput;
 }
 
-function load(options: FileOptions): LoadResult {
-  return loadConfig({ configPath: options.config, usersPath: options.users, env: process.env });
+async function provision(options: ProvisionOptions): Promise<ExitCode> {
+  const loaded = load(options);
+  if (loaded.config === null) return printFaults(loaded);
+  const [{ provisionSql }, { ScramKeys }] = await Promise.all([
+    import('./provision/provision-sql.ts'),
+    import('./auth/scram-keys.ts'),
+  ]);
+  const text = await provisionSql({
+    config: loaded.config,
+    roles: options.role,
+    database: options.database ?? null,
+    identity: options.identity ?? null,
+    scramKeys: new ScramKeys(),
+  });
+  process.stdout.write(text);
+  return ExitCode.Fine;
+}
+
+async function claims(options: ConfigOptions): Promise<ExitCode> {
+  const loaded = load(options);
+  if (loaded.config === null) return printFaults(loaded);
+  const { claimsSql } = await import('./provision/claims-sql.ts');
+  process.stdout.write(claimsSql(loaded.config));
+  return ExitCode.Fine;
+}
+
+async function doctor(options: DoctorOptions): Promise<ExitCode> {
+  const loaded = load(options);
+  if (loaded.config === null) return printFaults(loaded);
+  const [{ runDoctor }, { ScramKeys }] = await Promise.all([
+    import('./provision/doctor.ts'),
+    import('./auth/scram-keys.ts'),
+  ]);
+  const report = await runDoctor({
+    config: loaded.config,
+    database: options.database ?? null,
+    roles: options.role ?? [],
+    scramKeys: new ScramKeys(),
+  });
+  process.stdout.write(`${report.lines().join('\n')}\n`);
+  return report.healthy ? ExitCode.Fine : ExitCode.BadInput;
+}
+
+function load(options: ConfigOptions): LoadResult {
+  return loadConfig({
+    configPath: options.config,
+    usersPath: options.users,
+    env: process.env,
+    allowedOidcIssuers: options.allowedOidcIssuer ?? [],
+    authRequired: options.authRequired === true,
+  });
+}
+
+/** Every warning about security becomes a fault. */
+function withStrictness(loaded: LoadResult): LoadResult {
+  const weaknesses = loaded.warnings.filter((warning) => warning.isWeakness);
+  return {
+    config: weaknesses.length === 0 ? loaded.config : null,
+    faults: [...loaded.faults, ...weaknesses],
+    warnings: loaded.warnings.filter((warning) => !warning.isWeakness),
+  };
 }
 
 function printFaults(loaded: LoadResult): ExitCode {
@@ -257,6 +340,21 @@ function addFiles(command: Command): Command {
     .option('-u, --users <file>', 'the users', 'users.toml');
 }
 
+/** Appends: the option may be repeated. */
+function collect(value: string, previous: string[] | undefined): string[] {
+  return [...(previous ?? []), value];
+}
+
+function addTokenRules(command: Command): Command {
+  return command
+    .option(
+      '--allowed-oidc-issuer <url>',
+      'accept tokens of this issuer too, its keys found by discovery; may be repeated',
+      collect,
+    )
+    .option('--auth-required', 'let nobody in without a proof, whatever the file says');
+}
+
 function addAddress(command: Command): Command {
   return command
     .option('-p, --port <number>', 'listen on this port; 0 picks a free one', parsePort)
@@ -276,21 +374,26 @@ function buildProgram(finish: (code: number) => void): Command {
       `
 Examples:
   $ pgturnstile check                                  name every fault of pgdog.toml and users.toml
+  $ pgturnstile check --strict                         refuse what is less safe than it could be, too
   $ pgturnstile run --config /etc/pgturnstile/pgdog.toml --users /etc/pgturnstile/users.toml
+  $ pgturnstile run --allowed-oidc-issuer https://id.example.com --auth-required
   $ pgturnstile demo --once                            a whole tour on a PostgreSQL of its own
   $ pgturnstile token mint --key private.pem --sub alice --ttl 5m --aud app
   $ pgturnstile token explain - --database app < token.txt
+  $ pgturnstile sql provision --role alice             what PostgreSQL needs for the role
+  $ pgturnstile doctor                                 what is wrong at PostgreSQL
 
 Exit codes: 0 fine, 1 bad configuration or input, 2 wrong usage, 3 cannot listen.`,
     );
 
-  addAddress(addFiles(program.command('run', { isDefault: true })))
+  addTokenRules(addAddress(addFiles(program.command('run', { isDefault: true }))))
     .description('run the pooler (the default)')
     .action(async (options: RunOptions) => finish(await run(options)));
 
-  addFiles(program.command('check'))
+  addTokenRules(addFiles(program.command('check')))
     .description('check both files and print every fault with its file, line and key')
-    .action((options: FileOptions) => finish(check(options)));
+    .option('--strict', 'warnings about security are faults', false)
+    .action((options: CheckOptions) => finish(check(options)));
 
   addAddress(program.command('demo'))
     .description('start PostgreSQL, a token issuer and the pooler, and show how to log in')
@@ -303,7 +406,49 @@ Exit codes: 0 fine, 1 bad configuration or input, 2 wrong usage, 3 cannot listen
     .action(async (options: DemoOptions) => finish(await demo(options)));
 
   addTokenCommands(program.command('token').description('make or explain a token'), finish);
+  addDatabaseCommands(program, finish);
   return program;
+}
+
+function addDatabaseCommands(program: Command, finish: (code: number) => void): void {
+  addTokenRules(addFiles(program.command('doctor')))
+    .description('connect to PostgreSQL and say what is wrong there, with the fix')
+    .option('-d, --database <name>', 'this database only')
+    .option('-r, --role <role>', 'a role to try; may be repeated', collect)
+    .action(async (options: DoctorOptions) => finish(await doctor(options)));
+
+  const sql = program.command('sql').description('print SQL for PostgreSQL');
+  addTokenRules(addFiles(sql.command('provision')))
+    .description('print what makes roles ready for tokens: SQL, pg_hba.conf, pg_ident.conf, CloudNativePG')
+    .requiredOption('-r, --role <role>', 'the role; may be repeated', collect)
+    .option('-d, --database <name>', 'for this database; needed when they differ')
+    .addOption(
+      new Option('-i, --identity <way>', 'instead of backend_identity').choices([
+        'set_role',
+        'login_map',
+        'login_password',
+      ]),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ pgturnstile sql provision --role alice --role bob --database app | psql -d app
+  $ pgturnstile sql provision --role alice --identity login_map`,
+    )
+    .action(async (options: ProvisionOptions) => finish(await provision(options)));
+
+  addTokenRules(addFiles(sql.command('claims')))
+    .description(
+      'print the functions by which policies check signed claims; holds claims_mac_key: use a pipe',
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ pgturnstile sql claims | psql --no-psqlrc --set ON_ERROR_STOP=1 --dbname app`,
+    )
+    .action(async (options: ConfigOptions) => finish(await claims(options)));
 }
 
 function addTokenCommands(token: Command, finish: (code: number) => void): void {
@@ -318,6 +463,7 @@ function addTokenCommands(token: Command, finish: (code: number) => void): void 
     .option('--aud <audience>', 'audience')
     .option('--iss <issuer>', 'issuer')
     .option('--kid <id>', 'key id')
+    .option('--typ <type>', 'type of the header: JWT unless told otherwise')
     .option('--claim <name=value>', 'further claim; JSON or text, dots nest; may be repeated', parseClaim)
     .addHelpText(
       'after',
@@ -328,8 +474,10 @@ Examples:
     )
     .action(async (options: MintOptions) => finish(await mint(options)));
 
-  addFiles(
-    token.command('explain').argument('[token]', 'the token, or - to read it from standard input', '-'),
+  addTokenRules(
+    addFiles(
+      token.command('explain').argument('[token]', 'the token, or - to read it from standard input', '-'),
+    ),
   )
     .description('say what a token would be here, or why it is refused')
     .option('-d, --database <name>', 'the database to enter')

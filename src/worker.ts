@@ -5,26 +5,31 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { AdminSession } from './admin/admin-session.ts';
 import type { AdminView } from './admin/snapshot.ts';
-import { JwksSource } from './auth/jwks-source.ts';
-import { type KeySourceListeners, openKeySource } from './auth/open-key-source.ts';
+import type { SkippedJwk } from './auth/jwks-document.ts';
 import { ScramKeys } from './auth/scram-keys.ts';
-import { TokenVerifier } from './auth/token-verifier.ts';
+import { TokenAuthority, type TokenListeners } from './auth/token-authority.ts';
 import { Clock } from './base/clock.ts';
 import type { Logger } from './base/log.ts';
 import { ClientSession, type SessionServices } from './client/client-session.ts';
 import { Listener } from './client/listener.ts';
 import type { LoginResult, LoginTarget } from './client/login-contract.ts';
 import { deriveLoginKeys } from './client/login-rules.ts';
+import { internalFault } from './client/refusals.ts';
 import { encodeWelcome, openSession } from './client/session-opener.ts';
+import { SessionWatch } from './client/session-watch.ts';
+import { TokenRenewal } from './client/token-renewal.ts';
 import type { Config } from './config/config.ts';
+import { usesTokens } from './config/token-use.ts';
 import { ServerCertificate } from './net/tls.ts';
 import type { WireHandler } from './net/wire.ts';
 import { encodeErrorResponse } from './protocol/message-writer.ts';
 import { PgError, SqlState } from './protocol/pg-error.ts';
 import type { AcceptedStartup, Pool } from './server/pool.ts';
 import { PoolDirectory } from './server/pool-directory.ts';
+import { ClaimSettingSets, claimSettingNames } from './session/claim-settings.ts';
 import { ParameterSets } from './session/parameters.ts';
 import { StatementRegistry } from './session/prepared-statements.ts';
+import { ClaimNames } from './sql/claim-names.ts';
 import { StatementAnalyzer } from './sql/statement.ts';
 
 export interface WorkerOptions {
@@ -46,7 +51,8 @@ export interface Worker {
 
 /** Starts a pooler. Rejects with the system's error when it cannot listen, or with the fault of a key or file. */
 export async function startWorker(options: WorkerOptions): Promise<Worker> {
-  const worker = new PoolerWorker(options, await StatementAnalyzer.load());
+  const claimNames = new ClaimNames(claimSettingNames(options.config));
+  const worker = new PoolerWorker(options, await StatementAnalyzer.load({ claimNames }), claimNames);
   await worker.start();
   return worker;
 }
@@ -60,11 +66,17 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
   readonly #log: Logger;
   readonly #scramKeys = new ScramKeys();
   readonly #parameterSets = new ParameterSets();
-  readonly #services: SessionServices;
+  /** The settings that no session with a token may set. */
+  readonly #claimNames: ClaimNames;
+  #services: SessionServices;
+  #watch: SessionWatch;
   readonly #sessions = new Map<number, ClientSession>();
   readonly #opening = new Set<OpeningClient>();
-  readonly #consoles = new Set<AdminSession>();
+  /** Each console with the end of the token that opened it, milliseconds since the epoch; Infinity without one. */
+  readonly #consoles = new Map<AdminSession, number>();
   #listener: Listener | null = null;
+  /** Null when nobody is asked for a token. */
+  #authority: TokenAuthority | null = null;
   #ticker: NodeJS.Timeout | null = null;
   #nextSessionId = 1;
   #random: Buffer = Buffer.alloc(0);
@@ -74,7 +86,8 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
   host = '';
   port = 0;
 
-  constructor(options: WorkerOptions, analyzer: StatementAnalyzer) {
+  constructor(options: WorkerOptions, analyzer: StatementAnalyzer, claimNames: ClaimNames) {
+    this.#claimNames = claimNames;
     this.config = options.config;
     this.#log = options.log;
     this.pools = new PoolDirectory({
@@ -88,10 +101,13 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
       clock: this.clock,
       analyzer,
       registry: new StatementRegistry(),
+      claims: new ClaimSettingSets(options.config),
       parameterSets: this.#parameterSets,
       log: options.log,
+      tokens: null,
       onSessionEnd: (session) => this.#onSessionEnd(session),
     };
+    this.#watch = this.#makeWatch();
   }
 
   get view(): AdminView {
@@ -100,28 +116,32 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
 
   async start(): Promise<void> {
     const { config } = this;
-    const { tlsCertificate, tlsPrivateKey, authType } = config.general;
-    const keys = authType === 'jwt' ? await openKeySource(config, keyListeners(this.#log)) : null;
-    if (keys instanceof JwksSource) void keys.warm();
+    const { tlsCertificate, tlsPrivateKey, tlsClientCaCertificate } = config.general;
+    const authority = usesTokens(config)
+      ? await TokenAuthority.open(config, tokenListeners(this.#log))
+      : null;
+    this.#authority = authority;
     const listener = new Listener({
       config,
       certificate:
         tlsCertificate !== null && tlsPrivateKey !== null
-          ? ServerCertificate.load(tlsCertificate, tlsPrivateKey)
+          ? ServerCertificate.load(tlsCertificate, tlsPrivateKey, tlsClientCaCertificate)
           : null,
-      verifier:
-        keys === null ? null : new TokenVerifier({ config: { ...config.jwt, ...config.turnstile }, keys }),
+      verifier: authority,
       scramKeys: this.#scramKeys,
       target: this,
       log: this.#log,
       now: Date.now,
     });
+    if (authority !== null) this.#watchTokens(authority, listener);
     await deriveLoginKeys(config, this.#scramKeys);
     const address = await listener.listen();
     this.#listener = listener;
     this.host = config.general.host;
     this.port = address.port;
     this.#ticker = setInterval(() => this.#tick(), TICK_MS);
+    // What is open in this configuration is said before anybody comes.
+    this.#watch.tick(this.clock.precise());
     this.pools.warm();
   }
 
@@ -156,16 +176,42 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     });
     this.#opening.add(waiting);
     login.wire.setHandler(waiting);
-    openSession(pool, login.startup, this.#parameterSets, this.clock.precise(), (opened) => {
+    const guarded = identity.token !== null || pool.guardedRole !== null ? this.#claimNames : null;
+    openSession(pool, login.startup, guarded, this.#parameterSets, this.clock.precise(), (opened) => {
       this.#opening.delete(waiting);
-      // Remembered also when nobody is left to be told.
-      if (opened instanceof PgError) this.pools.reject(pool, opened);
-      if (waiting.gone) return;
-      if (opened instanceof PgError) return this.#refuseLogin(login, opened);
-      const refused = this.pools.refusal(identity, pool);
-      if (refused !== null) return this.#refuseLogin(login, refused);
-      this.#openSession(login, pool, opened, waiting.early);
+      this.#guarded(login, () => this.#onOpened(login, pool, opened, waiting));
     });
+  }
+
+  #onOpened(login: LoginResult, pool: Pool, opened: AcceptedStartup | PgError, waiting: OpeningClient): void {
+    const { identity } = login;
+    if (identity === null) return;
+    // Remembered also when nobody is left to be told.
+    if (opened instanceof PgError) this.pools.reject(pool, opened);
+    if (waiting.gone) return;
+    if (opened instanceof PgError) return this.#refuseLogin(login, opened);
+    const refused = this.pools.refusal(identity, pool);
+    if (refused !== null) return this.#refuseLogin(login, refused);
+    if (identity.token === null && identity.method !== 'anonymous') {
+      return this.#openSession(login, pool, opened, waiting.early);
+    }
+    this.#opening.add(waiting);
+    this.#watch.admit({ pool, identity }, this.clock.precise(), (denied) => {
+      if (!this.#opening.delete(waiting) || waiting.gone) return;
+      this.#guarded(login, () => {
+        if (denied !== null) this.#refuseLogin(login, denied);
+        else this.#openSession(login, pool, opened, waiting.early);
+      });
+    });
+  }
+
+  /** Past the proof nobody else would tell the client of a fault of ours. */
+  #guarded(login: LoginResult, step: () => void): void {
+    try {
+      step();
+    } catch (error) {
+      this.#refuseLogin(login, internalFault(error instanceof Error ? error : new Error('no error')));
+    }
   }
 
   async onCancel(processId: number, secret: Buffer): Promise<void> {
@@ -195,11 +241,15 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
       services: this.#services,
     });
     this.#sessions.set(id, session);
-    if (this.config.general.logConnections) this.#logConnection(session, login);
-    login.wire.write(encodeWelcome(opened.statusMessages, id, secretKey));
-    if (this.#draining) return session.drain();
-    login.wire.resume();
-    if (early !== null) session.relay.onBytes(early, 0, early.length);
+    try {
+      if (this.config.general.logConnections) this.#logConnection(session, login);
+      login.wire.write(encodeWelcome(opened.statusMessages, id, secretKey));
+      if (this.#draining) return session.drain();
+      login.wire.resume();
+      if (early !== null) session.relay.onBytes(early, 0, early.length);
+    } catch (error) {
+      session.end(internalFault(error instanceof Error ? error : new Error('no error')));
+    }
   }
 
   #logConnection(session: ClientSession, login: LoginResult): void {
@@ -237,7 +287,7 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
         this.#whenEmpty();
       },
     });
-    this.#consoles.add(console);
+    this.#consoles.set(console, login.adminUntilMs ?? Number.POSITIVE_INFINITY);
     console.start();
   }
 
@@ -249,6 +299,7 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
         peer: login.wire.remoteAddress,
         code: error.code,
         ...(error.reason === undefined ? {} : { reason: error.reason }),
+        ...(error.code === SqlState.InternalError && { err: error.cause }),
       },
       `login refused: ${error.message}`,
     );
@@ -292,6 +343,34 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     this.#whenEmpty();
   }
 
+  // ---- sessions of tokens ----------------------------------------------------------------------------------
+
+  #makeWatch(): SessionWatch {
+    return new SessionWatch({
+      policy: this.config.turnstile,
+      authority: this.#authority,
+      pools: this.pools,
+      parameterSets: this.#parameterSets,
+      sessions: () => this.#sessions.values(),
+      log: this.#log,
+    });
+  }
+
+  #watchTokens(authority: TokenAuthority, listener: Listener): void {
+    const { config } = this;
+    const watch = this.#makeWatch();
+    this.#watch = watch;
+    this.#services = {
+      ...this.#services,
+      tokens: {
+        policy: config.turnstile,
+        renewal: new TokenRenewal({ config, authority, budget: listener.budget }),
+        withdrawn: (facts) => watch.withdrawn(facts),
+        wallMs: Date.now,
+      },
+    };
+  }
+
   // ---- time and end ----------------------------------------------------------------------------------------
 
   #tick(): void {
@@ -299,7 +378,9 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     try {
       this.#listener?.tick(nowMs);
       this.pools.tick(nowMs);
+      this.#watch.tick(nowMs);
       for (const session of this.#sessions.values()) session.tick(nowMs);
+      for (const [console, untilMs] of [...this.#consoles]) if (Date.now() >= untilMs) console.expire();
     } catch (error) {
       // A fault of ours in one deadline must not end the process, and with it every session.
       this.#log.error({ err: error }, 'tick failed');
@@ -318,7 +399,7 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
       this.#listener?.drain();
       this.#listener?.stop();
       for (const session of [...this.#sessions.values()]) session.drain();
-      for (const console of [...this.#consoles]) console.end();
+      for (const console of [...this.#consoles.keys()]) console.end();
     }
     return new Promise((resolve) => {
       let deadline: NodeJS.Timeout | null = null;
@@ -360,8 +441,9 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
     if (this.#ticker !== null) clearInterval(this.#ticker);
     this.#ticker = null;
     this.#listener?.stop();
+    this.#authority?.stop();
     for (const session of [...this.#sessions.values()]) session.end(shutdownError());
-    for (const console of [...this.#consoles]) console.end();
+    for (const console of [...this.#consoles.keys()]) console.end();
     this.pools.destroy();
   }
 }
@@ -396,19 +478,31 @@ class OpeningClient implements WireHandler {
   }
 }
 
-function keyListeners(log: Logger): KeySourceListeners {
+/** What happens to keys and revocations, in the log. `issuer` is null for the `jwt_*` keys. */
+function tokenListeners(log: Logger): TokenListeners {
+  const onSkipped = (issuer: string | null, skipped: readonly SkippedJwk[]): void => {
+    if (!skipped.some((key) => key.leaked)) return;
+    log.error({ issuer, skipped }, 'the issuer publishes a private or symmetric key');
+  };
   return {
-    onPemFault: (message) => log.error({ reason: 'public_key_file' }, `public key file: ${message}`),
-    onPemReload: (description) => log.info({ key: description }, 'public key file reloaded'),
-    onJwksEvent: (event) => {
+    onFileFault: (issuer, message) => log.error({ reason: 'key_file', issuer }, `key file: ${message}`),
+    onFileLoaded: (issuer, key, skipped) => {
+      onSkipped(issuer, skipped);
+      log.info({ issuer, key }, 'key file loaded');
+    },
+    onJwksEvent: (issuer, event) => {
       if (event.type === 'loaded') {
-        const leaked = event.skipped.some((key) => key.leaked);
-        if (leaked) log.error({ skipped: event.skipped }, 'the issuer publishes a private or symmetric key');
-        log.info({ keys: event.keys, skipped: event.skipped.length }, 'issuer keys loaded');
+        if (event.skippedAnew) onSkipped(issuer, event.skipped);
+        const fields = { issuer, keys: event.keys, skipped: event.skipped.length };
+        if (event.changed) log.info(fields, 'issuer keys loaded');
+        else log.debug(fields, 'issuer keys are as before');
       } else {
-        log.warn({ serving: event.serving, next_ms: event.retryInMs }, `issuer keys: ${event.message}`);
+        const { serving, retryInMs, message } = event;
+        log.warn({ issuer, serving, next_ms: retryInMs }, `issuer keys: ${message}`);
       }
     },
+    onRevocations: ({ size, dropped }) => log.info({ entries: size, dropped }, 'revocation file loaded'),
+    onRevocationFault: (message) => log.error({ reason: 'revocation_file' }, message),
   };
 }
 

@@ -206,6 +206,66 @@ describe('check', () => {
     expect(stderr).not.toContain('hush');
   });
 
+  test('--strict: warnings about security are faults, other warnings are not', async () => {
+    const jwt =
+      '[general]\nhost = "127.0.0.1"\nauth_type = "jwt"\njwt_jwks_url = "https://id.example.com/jwks"\n';
+    write(
+      'work/loose.toml',
+      `${jwt}jwt_audience = "app"\nworkers = 9\n[[databases]]\nname = "app"\nhost = "h"\n`,
+    );
+    const loose = await cli('check', '--config', 'loose.toml');
+    expect([loose.code, loose.stdout]).toEqual([
+      0,
+      expect.stringContaining('turnstile.jwt_issuer: is not set'),
+    ]);
+    const strict = await cli('check', '--config', 'loose.toml', '--strict');
+    expect([strict.code, strict.stdout]).toEqual([1, '']);
+    expect(strict.stderr.split('\n')).toEqual([
+      expect.stringMatching(/^warning: loose.toml:6: general.workers: /),
+      expect.stringMatching(/^loose.toml: turnstile.jwt_issuer: is not set: /),
+      'the configuration has 1 fault',
+      '',
+    ]);
+    write('work/tight.toml', '[general]\nworkers = 9\n[[databases]]\nname = "app"\nhost = "h"\n');
+    const tight = await cli('check', '--config', 'tight.toml', '--strict');
+    expect([tight.code, tight.stdout]).toEqual([0, expect.stringMatching(/, 1 warning\n$/)]);
+  });
+
+  test.each(['run', 'check', 'token explain'])('%s takes issuers from the command line', async (command) => {
+    write(
+      'work/oidc.toml',
+      '[general]\nauth_type = "jwt"\nhost = "127.0.0.1"\njwt_audience = "app"\n[[databases]]\nname = "app"\nhost = "h"\n',
+    );
+    const args = [...command.split(' '), '--config', 'oidc.toml'];
+    const without = await cli(...args);
+    expect([without.code, without.stderr]).toEqual([
+      1,
+      expect.stringContaining('jwt needs jwt_public_key_file'),
+    ]);
+    const refused = await cli(...args, '--allowed-oidc-issuer', 'http://id.example.com');
+    expect([refused.code, refused.stderr]).toEqual([
+      1,
+      expect.stringContaining('command line: turnstile.issuers[0].issuer: must be https'),
+    ]);
+  });
+
+  test('--auth-required beats a file that lets anonymous users in', async () => {
+    write(
+      'work/anonymous.toml',
+      '[turnstile]\nauth_required = false\nanonymous_role = "anon"\nanonymous_users = ["guest"]\n[[databases]]\nname = "app"\nhost = "h"\n[general]\njwt_server_user = "u"\n',
+    );
+    const open = await cli('check', '--config', 'anonymous.toml', '--strict');
+    expect([open.code, open.stderr]).toEqual([
+      1,
+      expect.stringContaining('turnstile.auth_required: false: whoever'),
+    ]);
+    const closed = await cli('check', '--config', 'anonymous.toml', '--strict', '--auth-required');
+    expect([closed.code, closed.stdout]).toEqual([
+      0,
+      expect.stringContaining('anonymous_role: has no effect while auth_required is true'),
+    ]);
+  });
+
   test('missing files are warnings, as with PgDog', async () => {
     const { code, stdout } = await cli('check', '-c', 'no.toml', '-u', 'nope.toml');
     expect(code).toBe(0);
@@ -318,6 +378,11 @@ describe('token', () => {
         fresh: true,
       },
     ]);
+  });
+
+  test('mint: a type of its own', async () => {
+    const { stdout } = await cli('token', 'mint', '--key', 'key.pem', '--sub', 'a', '--typ', 'at+jwt');
+    expect(JSON.parse(stdout)).toMatchObject({ type: 'at+jwt' });
   });
 
   test('mint: five minutes unless told otherwise', async () => {

@@ -14,7 +14,7 @@ const LAYERS: string[][] = [
   ['net', 'auth', 'session'],
   ['server'],
   ['client'],
-  ['admin'],
+  ['admin', 'provision'],
   ['worker.ts'],
   ['demo', 'main.ts'],
 ];
@@ -40,6 +40,8 @@ const HOT = [
   'client/unnamed-statement.ts',
   'client/effects-by-name.ts',
   'client/session-effects.ts',
+  'client/claim-upkeep.ts',
+  'server/carried-claims.ts',
   'client/request-record.ts',
 ];
 

@@ -4,7 +4,7 @@
  */
 
 import { runPgbench } from './pgbench.mjs';
-import { startPgBouncer, startPgturnstile } from './poolers.mjs';
+import { startFloor, startPgBouncer, startPgturnstile } from './poolers.mjs';
 import { DATABASE, ROLE } from './postgres.mjs';
 import { cpuTimeUs } from './process-table.mjs';
 import { HOST } from './workplace.mjs';
@@ -18,6 +18,8 @@ import { HOST } from './workplace.mjs';
 
 /** @typedef {{ pooler: import('./poolers.mjs').Pooler | null, port: number, password: string }} Place Direct without a pooler. */
 /** @typedef {{ tps: number, cpuUs: number | null }} Sample Per second; processor time of the pooler per transaction. */
+
+const LOGINS_TIMEOUT_MS = 120_000;
 
 export class Bench {
   /** @type {import('./workplace.mjs').Workplace} */ workplace;
@@ -68,15 +70,22 @@ export class Bench {
   /**
    * Null without pgturnstile, or when it does not start, which is a failure.
    * @param {'jwt' | 'trust'} auth
+   * @param {import('./poolers.mjs').Algorithm} [algorithm] Of the tokens; RS256 unless told otherwise.
    * @returns {Promise<Place | null>}
    */
-  async pgturnstile(auth) {
+  async pgturnstile(auth, algorithm = 'RS256') {
     if (!this.tools.pgturnstile) return null;
     const { dist, nodeArgs, poolSize } = this.options;
     const name = `pgturnstile-${++this.#started}`;
     return await this.#place(`pgturnstile (${auth})`, () =>
-      startPgturnstile(this.#setting(), { name, dist, nodeArgs, auth, poolSize }),
+      startPgturnstile(this.#setting(), { name, dist, nodeArgs, auth, poolSize, algorithm }),
     );
+  }
+
+  /** A server of node:net with nothing behind it. @returns {Promise<Place | null>} */
+  async floor() {
+    const name = `floor-${++this.#started}`;
+    return await this.#place('an empty server', () => startFloor(this.#setting(), name));
   }
 
   /** @param {readonly (Place | null)[]} places */
@@ -150,6 +159,23 @@ export class Bench {
     const cpuAfter = pooler && cpuTimeUs(pooler.pid, this.#tickUs);
     const cpuUs = cpuBefore === null || cpuAfter === null ? null : (cpuAfter - cpuBefore) / transactions;
     return { tps, cpuUs };
+  }
+
+  /**
+   * Logs in again and again, each time with the next password, and leaves: no query.
+   * @param {Place} place
+   * @param {import('./child.mjs').Helper} helper Runs login-storm.mjs.
+   * @param {{ clients: number, count: number, passwords: string[] }} how
+   * @returns {Promise<Sample>}
+   */
+  async logins(place, helper, { clients, count, passwords }) {
+    const { pooler } = place;
+    const cpuBefore = pooler && cpuTimeUs(pooler.pid, this.#tickUs);
+    const order = { target: this.target(place), clients, count, passwords };
+    const { seconds } = await helper.ask(order, LOGINS_TIMEOUT_MS);
+    const cpuAfter = pooler && cpuTimeUs(pooler.pid, this.#tickUs);
+    const cpuUs = cpuBefore === null || cpuAfter === null ? null : (cpuAfter - cpuBefore) / count;
+    return { tps: count / seconds, cpuUs };
   }
 
   /** @param {Place} place @returns {import('./raw-client.mjs').Target} */

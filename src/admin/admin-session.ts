@@ -101,13 +101,16 @@ export class AdminSession implements WireHandler {
 
   /** The pooler is going down. */
   end(): void {
-    this.#fail(
-      new PgError({
-        code: SqlState.AdminShutdown,
-        message: 'terminating connection due to administrator command',
-        severity: 'FATAL',
-      }),
-    );
+    this.#terminate('terminating connection due to administrator command');
+  }
+
+  /** The token that opened the console is no longer good. */
+  expire(): void {
+    this.#terminate('terminating connection because the access token expired');
+  }
+
+  #terminate(message: string): void {
+    this.#fail(new PgError({ code: SqlState.AdminShutdown, message, severity: 'FATAL' }));
   }
 
   // ---- WireHandler -----------------------------------------------------------------------------------------

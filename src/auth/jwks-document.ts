@@ -4,8 +4,15 @@
  */
 import { createPublicKey, type JsonWebKey } from 'node:crypto';
 import { harmlessText } from './harmless-text.ts';
-import { algorithmsOfKey, describeKey, findKeyFault, type VerificationKey } from './key-source.ts';
-import { isRecord, KEY_ID_CHARS_MAX } from './token-form.ts';
+import {
+  algorithmsOfKey,
+  describeKey,
+  findKeyFault,
+  fingerprintOf,
+  type VerificationKey,
+} from './key-source.ts';
+import { isRecord, KEY_ID_CHARS_MAX, type TokenHeader } from './token-form.ts';
+import { TokenRejected } from './token-rejected.ts';
 
 /** A key of the set, with the one algorithm that the set binds it to, if any. */
 export interface JwksKey extends VerificationKey {
@@ -23,6 +30,8 @@ export interface SkippedJwk {
 export interface JwksDocument {
   /** By kid; null marks a kid that several usable keys share, which serves nobody. */
   readonly keys: ReadonlyMap<string, JwksKey | null>;
+  /** The only usable key of the set, with a kid or without; null when there are several. */
+  readonly sole: JwksKey | null;
   readonly usable: number;
   readonly skipped: readonly SkippedJwk[];
 }
@@ -42,8 +51,11 @@ const PRIVATE_MEMBERS: readonly string[] = ['d', 'p', 'q', 'dp', 'dq', 'qi', 'ot
 /** As many keys as are looked at; the rest of a longer list is a fault of the whole. */
 export const JWKS_KEYS_MAX = 256;
 
-/** Vets a document; throws `JwksFault` when it is no JWKS or none of its keys can be used. */
-export function decodeJwks(text: string): JwksDocument {
+/**
+ * Vets a document; throws `JwksFault` when it is no JWKS or none of its keys can be used. A key without kid is used
+ * only if `allowMissingKid`, and then only as the sole one.
+ */
+export function decodeJwks(text: string, allowMissingKid = false): JwksDocument {
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -55,27 +67,37 @@ export function decodeJwks(text: string): JwksDocument {
   if (list.length > JWKS_KEYS_MAX) throw new JwksFault(`the JWKS has more than ${JWKS_KEYS_MAX} keys`);
   const keys = new Map<string, JwksKey | null>();
   const skipped: SkippedJwk[] = [];
+  const nameless: JwksKey[] = [];
   for (const jwk of list as unknown[]) {
-    const vetted = vetJwk(jwk);
+    const vetted = vetJwk(jwk, allowMissingKid);
     if ('reason' in vetted) {
       skipped.push(vetted);
-    } else if (keys.has(vetted.keyId!)) {
-      keys.set(vetted.keyId!, null);
+    } else if (vetted.keyId === null) {
+      nameless.push(vetted);
+    } else if (keys.has(vetted.keyId)) {
+      keys.set(vetted.keyId, null);
       skipped.push({
-        keyId: harmlessText(vetted.keyId!),
+        keyId: harmlessText(vetted.keyId),
         reason: 'several keys share this kid',
         leaked: false,
       });
     } else {
-      keys.set(vetted.keyId!, vetted);
+      keys.set(vetted.keyId, vetted);
     }
   }
-  const usable = [...keys.values()].filter((key) => key !== null).length;
-  if (usable === 0) throw new JwksFault('the JWKS has no usable key');
-  return { keys, usable, skipped };
+  const named = [...keys.values()].filter((key) => key !== null);
+  // Two keys behind one kid are usable to nobody, but they are there: the set has no sole key.
+  const sole = keys.size + nameless.length === 1 ? (named[0] ?? nameless[0] ?? null) : null;
+  for (const key of nameless) {
+    if (key !== sole) skipped.push({ keyId: null, reason: 'no kid, beside other keys', leaked: false });
+  }
+  const usable = named.length + (sole !== null && sole.keyId === null ? 1 : 0);
+  // A kid that several good keys share is an answer as well: its tokens are bad, not too early.
+  if (usable === 0 && keys.size === 0) throw new JwksFault('the JWKS has no usable key');
+  return { keys, sole, usable, skipped };
 }
 
-function vetJwk(jwk: unknown): JwksKey | SkippedJwk {
+function vetJwk(jwk: unknown, allowMissingKid: boolean): JwksKey | SkippedJwk {
   if (!isRecord(jwk)) return { keyId: null, reason: 'not a JSON object', leaked: false };
   const keyId = jwk['kid'];
   const shown = typeof keyId === 'string' ? harmlessText(keyId) : null;
@@ -86,7 +108,8 @@ function vetJwk(jwk: unknown): JwksKey | SkippedJwk {
   if (members === undefined) return skip('an unknown kty');
   if (PRIVATE_MEMBERS.some((name) => Object.hasOwn(jwk, name)))
     return skip('a private key was published', true);
-  if (typeof keyId !== 'string' || keyId === '' || keyId.length > KEY_ID_CHARS_MAX) {
+  const isNameless = keyId === undefined && allowMissingKid;
+  if (!isNameless && (typeof keyId !== 'string' || keyId === '' || keyId.length > KEY_ID_CHARS_MAX)) {
     return skip('no kid, or one that is too long');
   }
   if (jwk['use'] !== undefined && jwk['use'] !== 'sig') return skip('its use is not sig');
@@ -99,12 +122,12 @@ function vetJwk(jwk: unknown): JwksKey | SkippedJwk {
     if (typeof jwk[name] !== 'string') return skip(`its ${name} is missing`);
     material[name] = jwk[name];
   }
-  return importJwk(material as JsonWebKey, keyId, jwk['alg'], skip);
+  return importJwk(material as JsonWebKey, isNameless ? null : (keyId as string), jwk['alg'], skip);
 }
 
 function importJwk(
   material: JsonWebKey,
-  keyId: string,
+  keyId: string | null,
   algorithm: unknown,
   skip: (reason: string) => SkippedJwk,
 ): JwksKey | SkippedJwk {
@@ -117,11 +140,39 @@ function importJwk(
         return skip('its alg does not fit the key');
       }
     }
-    const description = `${describeKey(key)}, kid ${harmlessText(keyId)}`;
-    return { key, keyId, algorithm: algorithm ?? null, description };
+    const name = keyId === null ? 'no kid' : `kid ${harmlessText(keyId)}`;
+    const description = `${describeKey(key)}, ${name}`;
+    return { key, keyId, fingerprint: fingerprintOf(key), algorithm: algorithm ?? null, description };
   } catch {
     return skip('the key cannot be decoded');
   }
+}
+
+/** The key for a header, or `TokenRejected`. `EdDSA` and `Ed25519` are two names of one algorithm (RFC 9864). */
+export function pickKey(set: JwksDocument, header: TokenHeader, allowMissingKid: boolean): JwksKey {
+  const key = header.kid === null ? set.sole : set.keys.get(header.kid);
+  if (header.kid === null && !allowMissingKid) throw new TokenRejected('unknown_kid');
+  if (key === undefined) throw new TokenRejected('unknown_kid');
+  if (key === null) throw new TokenRejected('ambiguous_key');
+  const isFree = key.algorithm === null || key.algorithm === header.alg;
+  if (!isFree && key.key.asymmetricKeyType !== 'ed25519') throw new TokenRejected('key_alg_mismatch');
+  return key;
+}
+
+/** Whether the set still has the key; a fingerprint of null asks for the kid alone. */
+export function holdsKey(set: JwksDocument, keyId: string | null, fingerprint: string | null): boolean {
+  const key = keyId === null ? set.sole : set.keys.get(keyId);
+  return key !== undefined && key !== null && (fingerprint === null || key.fingerprint === fingerprint);
+}
+
+/** Whether two sets have the same keys under the same names, for the same algorithms. */
+export function isSameJwks(a: JwksDocument, b: JwksDocument): boolean {
+  const isSame = (one: JwksKey | null | undefined, other: JwksKey | null | undefined): boolean =>
+    one?.fingerprint === other?.fingerprint &&
+    one?.algorithm === other?.algorithm &&
+    one?.keyId === other?.keyId;
+  if (a.keys.size !== b.keys.size || !isSame(a.sole, b.sole)) return false;
+  return [...a.keys].every(([name, key]) => b.keys.has(name) && isSame(key, b.keys.get(name)));
 }
 
 function ownMember<T>(record: Readonly<Record<string, T>>, name: string): T | undefined {

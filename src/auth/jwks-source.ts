@@ -1,48 +1,69 @@
 /**
- * The keys of `jwt_jwks_url`. Owns the one request at a time, the age of the set, the back-off, and the rule for
- * unknown key ids; decides nothing about tokens. There is no timer: every step is taken when a token asks.
+ * The keys of an issuer that publishes them: by an address, or by discovery. Owns the one request at a time, the age
+ * of the set, the back-off, and the rule for unknown key ids; decides nothing about tokens. There is no timer: a step
+ * is taken when a token asks, or when `poll` is called.
  *
  * Invariants: at most one request is under way; a set is swapped as a whole or not at all; a set older than its
  * time to live is used only while refreshing fails, and then for `JWKS_STALE_MAX_MS` at most.
  */
-import { decodeJwks, type JwksDocument, JwksFault, type JwksKey, type SkippedJwk } from './jwks-document.ts';
+import {
+  decodeJwks,
+  holdsKey,
+  isSameJwks,
+  type JwksDocument,
+  JwksFault,
+  pickKey,
+  type SkippedJwk,
+} from './jwks-document.ts';
+import { describeFetchError, type FetchedText, type FetchJwks, JWKS_TIMEOUT_MS } from './jwks-fetch.ts';
 import type { KeySource, VerificationKey } from './key-source.ts';
 import type { TokenHeader } from './token-form.ts';
 import { TokenRejected } from './token-rejected.ts';
 
-/** Body of the answer, after decompression. */
-export const JWKS_BYTES_MAX = 65_536;
-/** From the first byte of the request to the last of the answer. */
-export const JWKS_TIMEOUT_MS = 5_000;
 /** How long past its time to live an old set still serves while the endpoint is away. */
 export const JWKS_STALE_MAX_MS = 3_600_000;
 /** Requests for the sake of a kid that the set lacks are at least this far apart. */
 export const JWKS_UNKNOWN_KID_INTERVAL_MS = 30_000;
 export const JWKS_BACKOFF_MIN_MS = 1_000;
 export const JWKS_BACKOFF_MAX_MS = 60_000;
-/** The share of its time to live after which a set is refreshed behind the logins' back. */
+/** The share of its time to live, give or take, after which a set is refreshed behind the logins' back. */
 const REFRESH_AT = 0.8;
+/** Poolers that started together shall not ask together for ever. */
+const REFRESH_SPREAD = 0.1;
 /** A time to live of 0 would make each login a request. */
 const TTL_MIN_MS = 1_000;
+const TTL_MAX_MS = 86_400_000;
+/** The least that an issuer's own max-age counts for; what the configuration says may be less. */
+const MAX_AGE_MIN_MS = 60_000;
 
-export type AllowHttp = 'loopback' | 'never' | 'always';
-
-/** What happened to the set, for the log and the metrics. No text of the answer is in it but escaped key ids. */
+/**
+ * What happened to the set, for the log and the metrics. No text of the answer is in it but escaped key ids. `changed`:
+ * the usable keys are others than before; `skippedAnew`: those that are not usable are.
+ */
 export type JwksEvent =
-  | { type: 'loaded'; generation: number; keys: number; skipped: readonly SkippedJwk[] }
+  | {
+      type: 'loaded';
+      generation: number;
+      keys: number;
+      skipped: readonly SkippedJwk[];
+      changed: boolean;
+      skippedAnew: boolean;
+    }
   | { type: 'fetch_failed'; message: string; retryInMs: number; serving: 'fresh' | 'stale' | 'nothing' };
 
 export interface JwksSourceOptions {
-  url: string;
-  /** Whether an `http:` address is accepted. */
-  allowHttp: AllowHttp;
+  fetch: FetchJwks;
+  /** Fresh for this long, 24 hours at most; an issuer's `max-age` can only shorten it. */
   cacheTtlMs: number;
-  onEvent?: (event: JwksEvent) => void;
-  fetch?: typeof fetch;
+  /** Accept a header without kid while the set has one key. */
+  allowMissingKid?: boolean;
+  onEvent?: ((event: JwksEvent) => void) | undefined;
   /** Milliseconds that only go forward; default `performance.now`. */
   clock?: () => number;
   /** Default `JWKS_TIMEOUT_MS`. */
   timeoutMs?: number;
+  /** From 0 to 1; default `Math.random`. */
+  random?: () => number;
 }
 
 export interface JwksStatus {
@@ -57,24 +78,30 @@ export interface JwksStatus {
 
 export class JwksSource implements KeySource {
   readonly #options: JwksSourceOptions;
-  readonly #ttlMs: number;
+  readonly #allowMissingKid: boolean;
   readonly #clock: () => number;
+  readonly #random: () => number;
   #set: JwksDocument | null = null;
   #generation = 0;
+  #ttlMs: number;
+  #refreshAfterMs = 0;
   #loadedAtMs = 0;
   #failures = 0;
   #retryAtMs = 0;
   #lastFault: string | null = null;
+  #skipped = '[]';
   #unknownKidAtMs = Number.NEGATIVE_INFINITY;
   #request: Promise<void> | null = null;
+  #aborter: AbortController | null = null;
+  #stopped = false;
 
-  /** Throws `RangeError` for an address that `findJwksUrlFault` refuses. Sends nothing yet. */
+  /** Sends nothing yet. */
   constructor(options: JwksSourceOptions) {
-    const fault = findJwksUrlFault(options.url, options.allowHttp);
-    if (fault !== null) throw new RangeError(fault);
     this.#options = options;
-    this.#ttlMs = Math.max(TTL_MIN_MS, options.cacheTtlMs);
+    this.#allowMissingKid = options.allowMissingKid ?? false;
     this.#clock = options.clock ?? (() => performance.now());
+    this.#random = options.random ?? Math.random;
+    this.#ttlMs = this.#timeToLive(null);
   }
 
   /** Fetches the set before the first login needs it. Never throws: without a set logins are told to come back. */
@@ -92,20 +119,36 @@ export class JwksSource implements KeySource {
   }
 
   async keyFor(header: TokenHeader): Promise<VerificationKey> {
-    if (header.kid === null) throw new TokenRejected('unknown_kid');
+    if (header.kid === null && !this.#allowMissingKid) throw new TokenRejected('unknown_kid');
     let set = await this.#usableSet();
-    if (!set.keys.has(header.kid)) set = await this.#setForUnknownKid(set, header.kid);
-    const key = set.keys.get(header.kid);
-    if (key === undefined) throw new TokenRejected('unknown_kid');
-    if (key === null) throw new TokenRejected('ambiguous_key');
-    if (!isBoundTo(key, header.alg)) throw new TokenRejected('key_alg_mismatch');
-    return key;
+    if (header.kid !== null && !set.keys.has(header.kid)) set = await this.#setForUnknownKid(set, header.kid);
+    return pickKey(set, header, this.#allowMissingKid);
+  }
+
+  holds(keyId: string | null, fingerprint: string | null): boolean {
+    return this.#set === null || holdsKey(this.#set, keyId, fingerprint);
+  }
+
+  /** Refreshes the set when it is due, as if a token had asked. */
+  async poll(): Promise<void> {
+    if (this.#stopped) return;
+    if (this.#set === null || this.#clock() - this.#loadedAtMs >= this.#refreshAfterMs) {
+      await this.#tryRefresh();
+    }
+  }
+
+  /** Ends a request under way; none is sent any more. */
+  stop(): void {
+    this.#stopped = true;
+    this.#aborter?.abort();
   }
 
   async #usableSet(): Promise<JwksDocument> {
     const age = this.#clock() - this.#loadedAtMs;
-    if (this.#set === null || age >= this.#ttlMs) await this.#tryRefresh();
-    else if (age >= this.#ttlMs * REFRESH_AT) void this.#tryRefresh();
+    const isTooOld = this.#set === null || age >= this.#ttlMs + JWKS_STALE_MAX_MS;
+    // Once refreshing has failed nobody waits for the next attempt, as long as there is a set to go on with.
+    if (isTooOld || (age >= this.#ttlMs && this.#failures === 0)) await this.#tryRefresh();
+    else if (age >= this.#refreshAfterMs) void this.#tryRefresh();
     const set = this.#set;
     if (set === null || this.#clock() - this.#loadedAtMs >= this.#ttlMs + JWKS_STALE_MAX_MS) {
       throw new TokenRejected('keys_unavailable', 'keys_unavailable');
@@ -132,7 +175,7 @@ export class JwksSource implements KeySource {
   /** One request at a time, none during a back-off. Never rejects. */
   #tryRefresh(): Promise<void> {
     if (this.#request !== null) return this.#request;
-    if (this.#clock() < this.#retryAtMs) return Promise.resolve();
+    if (this.#stopped || this.#clock() < this.#retryAtMs) return Promise.resolve();
     this.#request = this.#refresh().finally(() => {
       this.#request = null;
     });
@@ -143,23 +186,38 @@ export class JwksSource implements KeySource {
     // The age counts from the question, not from the answer: that is the latest time the set is known to be true.
     const askedAtMs = this.#clock();
     try {
-      const set = decodeJwks(await this.#fetchText());
-      this.#set = set;
+      const { text, maxAgeMs } = await this.#fetch();
+      const set = decodeJwks(text, this.#allowMissingKid);
+      const changed = this.#set === null || !isSameJwks(this.#set, set);
+      // The same keys stay the same objects, so that nobody imports them again.
+      if (changed) this.#set = set;
       this.#generation++;
       this.#loadedAtMs = askedAtMs;
+      this.#ttlMs = this.#timeToLive(maxAgeMs);
+      this.#refreshAfterMs = this.#ttlMs * (REFRESH_AT + REFRESH_SPREAD * (this.#random() - 0.5));
       this.#failures = 0;
       this.#retryAtMs = 0;
       this.#lastFault = null;
       const { usable, skipped } = set;
-      this.#emit({ type: 'loaded', generation: this.#generation, keys: usable, skipped });
+      const skippedText = JSON.stringify(skipped);
+      const skippedAnew = skippedText !== this.#skipped;
+      this.#skipped = skippedText;
+      const generation = this.#generation;
+      this.#emit({ type: 'loaded', generation, keys: usable, skipped, changed, skippedAnew });
     } catch (error) {
-      const message = error instanceof JwksFault ? error.message : describeFetchError(error);
+      if (this.#stopped) return;
+      const message = describeFetchError(error);
       const backoff = Math.min(JWKS_BACKOFF_MAX_MS, JWKS_BACKOFF_MIN_MS * 2 ** Math.min(this.#failures, 10));
       this.#failures++;
       this.#retryAtMs = this.#clock() + backoff;
       this.#lastFault = message;
       this.#emit({ type: 'fetch_failed', message, retryInMs: backoff, serving: this.#serving() });
     }
+  }
+
+  #timeToLive(maxAgeMs: number | null): number {
+    const configured = Math.min(TTL_MAX_MS, Math.max(TTL_MIN_MS, this.#options.cacheTtlMs));
+    return maxAgeMs === null ? configured : Math.min(configured, Math.max(MAX_AGE_MIN_MS, maxAgeMs));
   }
 
   #serving(): 'fresh' | 'stale' | 'nothing' {
@@ -177,87 +235,19 @@ export class JwksSource implements KeySource {
     }
   }
 
-  async #fetchText(): Promise<string> {
+  async #fetch(): Promise<FetchedText> {
     const timeoutMs = this.#options.timeoutMs ?? JWKS_TIMEOUT_MS;
-    const controller = new AbortController();
-    const timer = setTimeout(() => controller.abort(), timeoutMs);
+    const aborter = new AbortController();
+    this.#aborter = aborter;
+    const timer = setTimeout(() => aborter.abort(), timeoutMs);
     try {
-      const response = await (this.#options.fetch ?? fetch)(this.#options.url, {
-        redirect: 'manual',
-        signal: controller.signal,
-        headers: { accept: 'application/json, application/jwk-set+json', 'accept-encoding': 'identity' },
-      });
-      if (response.status !== 200) {
-        await response.body?.cancel();
-        throw new JwksFault(`the endpoint answered with status ${response.status}`);
-      }
-      return await readBoundedText(response);
+      return await this.#options.fetch(aborter.signal);
     } catch (error) {
-      if (controller.signal.aborted) throw new JwksFault(`no whole answer within ${timeoutMs} ms`);
+      if (aborter.signal.aborted) throw new JwksFault(`no whole answer within ${timeoutMs} ms`);
       throw error;
     } finally {
       clearTimeout(timer);
+      this.#aborter = null;
     }
   }
-}
-
-/** Counts what comes out of decompression, so neither a long body nor a small bomb is held. */
-async function readBoundedText(response: Response): Promise<string> {
-  const chunks: Uint8Array[] = [];
-  let length = 0;
-  if (response.body !== null) {
-    const reader = response.body.getReader();
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      length += value.length;
-      if (length > JWKS_BYTES_MAX) {
-        await reader.cancel();
-        throw new JwksFault('the answer is longer than 64 KiB');
-      }
-      chunks.push(value);
-    }
-  }
-  try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(chunks));
-  } catch {
-    throw new JwksFault('the answer is not UTF-8');
-  }
-}
-
-/** A system's error code at most: messages of the HTTP client can quote what the peer sent. */
-function describeFetchError(error: unknown): string {
-  const cause = error instanceof Error ? error.cause : undefined;
-  const code = cause instanceof Error ? (cause as NodeJS.ErrnoException).code : undefined;
-  return code === undefined ? 'the endpoint cannot be reached' : `the endpoint cannot be reached (${code})`;
-}
-
-/** `EdDSA` and `Ed25519` are two names of one algorithm (RFC 9864). */
-function isBoundTo(key: JwksKey, algorithm: string): boolean {
-  if (key.algorithm === null || key.algorithm === algorithm) return true;
-  return key.key.asymmetricKeyType === 'ed25519';
-}
-
-/**
- * What is wrong with a JWKS address, or null. `http:` is refused unless `allowHttp` is `always`, or `loopback` and
- * the host is 127.0.0.0/8, ::1 or localhost.
- */
-export function findJwksUrlFault(url: string, allowHttp: AllowHttp): string | null {
-  let parsed: URL;
-  try {
-    parsed = new URL(url);
-  } catch {
-    return 'the JWKS address is not a URL';
-  }
-  if (parsed.username !== '' || parsed.password !== '') return 'the JWKS address must not hold a password';
-  if (parsed.protocol === 'https:') return null;
-  if (parsed.protocol !== 'http:') return 'the JWKS address must begin with https://';
-  if (allowHttp === 'always') return null;
-  if (allowHttp === 'loopback' && isLoopbackHost(parsed.hostname)) return null;
-  return 'the JWKS address must begin with https:// (allow_http_issuers)';
-}
-
-/** For a host name as `URL` writes it: every spelling of an IPv4 address has become four decimal numbers. */
-function isLoopbackHost(hostname: string): boolean {
-  return hostname === 'localhost' || hostname === '[::1]' || /^127\.\d+\.\d+\.\d+$/.test(hostname);
 }

@@ -1,14 +1,16 @@
 /**
- * Where verification keys come from, and which keys are good enough. The two sources are pem-key-source.ts and
- * jwks-source.ts; neither knows of claims or roles.
+ * Where verification keys come from, and which keys are good enough. The sources are pem-key-source.ts,
+ * jwks-file-source.ts and jwks-source.ts; none of them knows of claims or roles.
  */
-import type { KeyObject } from 'node:crypto';
+import { createHash, type KeyObject } from 'node:crypto';
 import type { TokenHeader } from './token-form.ts';
 
 export interface VerificationKey {
   readonly key: KeyObject;
   /** Null for the key of a PEM file. */
   readonly keyId: string | null;
+  /** Of the key itself (`fingerprintOf`): two keys of one kid are two keys. */
+  readonly fingerprint: string;
   /** For people: kind and size, and where it came from. */
   readonly description: string;
 }
@@ -16,6 +18,20 @@ export interface VerificationKey {
 export interface KeySource {
   /** The key for a token with this header. Rejects with `TokenRejected`, which tells a bad token from absent keys. */
   keyFor(header: TokenHeader): Promise<VerificationKey>;
+  /**
+   * False when the source knows that it has no such key any more. A fingerprint of null asks for the kid alone. A
+   * source that has not been able to look says true: an outage withdraws nothing.
+   */
+  holds(keyId: string | null, fingerprint: string | null): boolean;
+  /** Does what is due: looks at its file, or refreshes its set. Called about once a second; never rejects. */
+  poll(): Promise<void>;
+}
+
+/** SHA-256 of the public key in DER, base64. */
+export function fingerprintOf(key: KeyObject): string {
+  return createHash('sha256')
+    .update(key.export({ type: 'spki', format: 'der' }))
+    .digest('base64');
 }
 
 export const RSA_BITS_MIN = 2048;

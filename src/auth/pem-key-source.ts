@@ -1,21 +1,19 @@
 /**
- * The one public key of `jwt_public_key_file` (PEM, SubjectPublicKeyInfo or PKCS #1), read again when the file
- * changes. It asks the file's state at most once a second, and only when a token needs the key: no watcher, no
- * timer. A file that is gone, half-written or unfit leaves the old key in use.
+ * The one public key of a file (PEM, SubjectPublicKeyInfo or PKCS #1), read again when the file changes. A file that
+ * is gone, half-written or unfit leaves the old key in use. It does not know whose key it is.
  */
 import { createPublicKey, type KeyObject } from 'node:crypto';
-import { open, stat } from 'node:fs/promises';
-import { describeKey, findKeyFault, type KeySource, type VerificationKey } from './key-source.ts';
+import {
+  describeKey,
+  findKeyFault,
+  fingerprintOf,
+  type KeySource,
+  type VerificationKey,
+} from './key-source.ts';
+import { KeyFileFault, WatchedFile } from './watched-file.ts';
 
-/** How long a look at the file lasts. */
-export const PEM_POLL_INTERVAL_MS = 1_000;
 /** A public key of 8192 bits takes about 1.5 KiB. */
 const PEM_BYTES_MAX = 65_536;
-
-/** The key file cannot be used; the message says why and never quotes the file. */
-export class KeyFileFault extends Error {
-  override name = 'KeyFileFault';
-}
 
 export interface PemKeySourceOptions {
   path: string;
@@ -28,59 +26,49 @@ export interface PemKeySourceOptions {
 }
 
 export class PemKeySource implements KeySource {
-  readonly #options: PemKeySourceOptions;
-  readonly #clock: () => number;
-  #key: VerificationKey;
-  /** What the file's state was when the key in use was read; empty after a fault, so that the next look reads. */
-  #state: string;
-  #fault: string | null = null;
-  #lookedAtMs: number;
-  #looking: Promise<void> | null = null;
+  readonly #file: WatchedFile;
+  readonly #onReload: ((description: string) => void) | undefined;
+  #key: VerificationKey | null = null;
 
   /** Reads the file; throws `KeyFileFault` when there is no fit key in it. */
   static async open(options: PemKeySourceOptions): Promise<PemKeySource> {
-    const { state, text } = await readKeyFile(options.path);
-    return new PemKeySource(options, toVerificationKey(text), state);
+    const source = new PemKeySource(options);
+    await source.#file.load();
+    return source;
   }
 
-  private constructor(options: PemKeySourceOptions, key: VerificationKey, state: string) {
-    this.#options = options;
-    this.#clock = options.clock ?? (() => performance.now());
-    this.#key = key;
-    this.#state = state;
-    this.#lookedAtMs = this.#clock();
+  private constructor(options: PemKeySourceOptions) {
+    this.#onReload = options.onReload;
+    this.#file = new WatchedFile({
+      path: options.path,
+      what: 'the public key file',
+      bytesMax: PEM_BYTES_MAX,
+      take: (text) => this.#take(text),
+      onFault: options.onFault,
+      clock: options.clock,
+    });
   }
 
   /** The key, whatever the header's kid says. */
   async keyFor(): Promise<VerificationKey> {
-    if (this.#looking === null && this.#clock() - this.#lookedAtMs >= PEM_POLL_INTERVAL_MS) {
-      this.#lookedAtMs = this.#clock();
-      this.#looking = this.#look().finally(() => {
-        this.#looking = null;
-      });
-    }
-    if (this.#looking !== null) await this.#looking;
-    return this.#key;
+    await this.#file.look();
+    return this.#key!;
   }
 
-  async #look(): Promise<void> {
-    try {
-      if (this.#state === (await fileState(this.#options.path))) return;
-      // A fault empties the state, so that a file mended within one tick of its clock is seen as well.
-      const { state, text } = await readKeyFile(this.#options.path);
-      const key = toVerificationKey(text);
-      const isNew = !key.key.equals(this.#key.key);
-      this.#key = key;
-      this.#state = state;
-      this.#fault = null;
-      if (isNew) this.#options.onReload?.(key.description);
-    } catch (error) {
-      const { message } = toFault(error);
-      this.#state = '';
-      if (message === this.#fault) return;
-      this.#fault = message;
-      this.#options.onFault?.(message);
-    }
+  holds(_keyId: string | null, fingerprint: string | null): boolean {
+    return fingerprint === null || this.#key?.fingerprint === fingerprint;
+  }
+
+  poll(): Promise<void> {
+    return this.#file.look();
+  }
+
+  #take(text: string): void {
+    const key = toVerificationKey(text);
+    const known = this.#key;
+    if (known?.fingerprint === key.fingerprint) return;
+    this.#key = key;
+    if (known !== null) this.#onReload?.(key.description);
   }
 }
 
@@ -111,42 +99,6 @@ export function decodePublicKeyPem(text: string): KeyObject {
 
 function toVerificationKey(text: string): VerificationKey {
   const key = decodePublicKeyPem(text);
-  return { key, keyId: null, description: `${describeKey(key)} from the public key file` };
-}
-
-async function fileState(path: string): Promise<string> {
-  const status = await stat(path, { bigint: true });
-  // Opening a pipe would wait for a writer.
-  if (!status.isFile()) throw new KeyFileFault('the public key file is not a file');
-  return `${status.mtimeNs}/${status.size}/${status.ino}`;
-}
-
-async function readKeyFile(path: string): Promise<{ state: string; text: string }> {
-  try {
-    // The state is taken first: a write in between makes the next look read again.
-    const state = await fileState(path);
-    const file = await open(path, 'r');
-    try {
-      const buffer = Buffer.alloc(PEM_BYTES_MAX + 1);
-      let length = 0;
-      while (length < buffer.length) {
-        const { bytesRead } = await file.read(buffer, length, buffer.length - length, null);
-        if (bytesRead === 0) break;
-        length += bytesRead;
-      }
-      if (length > PEM_BYTES_MAX) throw new KeyFileFault('the public key file is longer than 64 KiB');
-      return { state, text: buffer.toString('latin1', 0, length) };
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    throw toFault(error);
-  }
-}
-
-/** The system's error as a sentence; its own message would do no harm, but it names the file twice. */
-function toFault(error: unknown): KeyFileFault {
-  if (error instanceof KeyFileFault) return error;
-  const code = (error as NodeJS.ErrnoException).code ?? 'unknown';
-  return new KeyFileFault(`the public key file cannot be read (${code})`);
+  const description = `${describeKey(key)} from the public key file`;
+  return { key, keyId: null, fingerprint: fingerprintOf(key), description };
 }

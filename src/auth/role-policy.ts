@@ -1,6 +1,6 @@
 /**
  * Which roles may be entered through the pooler: by their name before PostgreSQL is asked, and by their attributes
- * once it has answered. Pure; the query is here, running it is the caller's part.
+ * once it has answered. Pure: who asks PostgreSQL, and how, is the caller's part.
  */
 import type { TurnstileConfig } from '../config/config.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
@@ -26,6 +26,9 @@ export type RoleRefusal =
   | 'role_nologin'
   | 'role_expired'
   | 'role_privileged'
+  | 'role_not_in_group'
+  | 'role_not_allowed'
+  | 'role_disabled'
   | 'role_suffix'
   | 'role_not_a_user'
   | 'user_mismatch';
@@ -49,17 +52,6 @@ export function checkRoleName(role: string, policy: RoleNamePolicy): RoleRefusal
   return role.search(policy.rolePattern) === -1 ? 'role_pattern' : null;
 }
 
-/**
- * The attributes of one role, every column as text in the order `decodeRoleRow` expects; no row for an unknown role.
- * $1 is the name, at most 63 bytes, else the cast would cut it. Everything is qualified: the search_path of
- * the connection may be the client's.
- */
-export const ROLE_ATTRIBUTES_SQL: string =
-  'SELECT rolcanlogin::pg_catalog.text, rolsuper::pg_catalog.text, rolbypassrls::pg_catalog.text, ' +
-  'rolreplication::pg_catalog.text, rolcreaterole::pg_catalog.text, ' +
-  "pg_catalog.date_part('epoch', rolvaliduntil)::pg_catalog.text AS rolvaliduntil " +
-  'FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name';
-
 /** What PostgreSQL says of a role. */
 export interface RoleAttributes {
   readonly canLogin: boolean;
@@ -69,41 +61,28 @@ export interface RoleAttributes {
   readonly createRole: boolean;
   /** `VALID UNTIL`, milliseconds since the epoch; null when there is none, or 'infinity'. */
   readonly validUntilMs: number | null;
+  /** Member of `login_group`, directly or through other roles; null when there is no such question. */
+  readonly inLoginGroup: boolean | null;
 }
 
-/** The row of `ROLE_ATTRIBUTES_SQL`. Throws `PgError` XX000 for any other shape: a guess here could let a superuser in. */
-export function decodeRoleRow(columns: readonly (string | null)[]): RoleAttributes {
-  const seconds = columns[5] === null ? Number.POSITIVE_INFINITY : Number(columns[5] || Number.NaN);
-  const flags = columns.slice(0, 5);
-  const isWhole = flags.every((flag) => flag === 'true' || flag === 'false') && !Number.isNaN(seconds);
-  if (columns.length !== 6 || !isWhole) {
-    throw new PgError({
-      code: SqlState.InternalError,
-      message: 'unexpected answer to the query for role attributes',
-      reason: 'role_row_malformed',
-    });
-  }
-  return {
-    canLogin: flags[0] === 'true',
-    superuser: flags[1] === 'true',
-    bypassRls: flags[2] === 'true',
-    replication: flags[3] === 'true',
-    createRole: flags[4] === 'true',
-    validUntilMs: seconds === Number.POSITIVE_INFINITY ? null : seconds * 1_000,
-  };
-}
+/** What of the configuration decides whether a role may be entered. */
+export type RoleAttributePolicy = Pick<
+  TurnstileConfig,
+  'allowedPrivilegedRoles' | 'nologinRoles' | 'loginGroup'
+>;
 
 /** Why PostgreSQL's own word on the role forbids it, or null. `attributes` is null when there is no such role. */
 export function checkRoleAttributes(
   role: string,
   attributes: RoleAttributes | null,
-  policy: Pick<TurnstileConfig, 'allowedPrivilegedRoles'>,
+  policy: RoleAttributePolicy,
   nowMs: number,
 ): RoleRefusal | null {
   if (attributes === null) return 'role_unknown';
-  if (!attributes.canLogin) return 'role_nologin';
+  if (!attributes.canLogin && policy.nologinRoles === 'reject') return 'role_nologin';
   // PostgreSQL looks at VALID UNTIL for passwords only; behind the pooler nobody else would.
   if (attributes.validUntilMs !== null && attributes.validUntilMs < nowMs) return 'role_expired';
+  if (policy.loginGroup !== null && attributes.inLoginGroup !== true) return 'role_not_in_group';
   const { superuser, bypassRls, replication, createRole } = attributes;
   const privileged = superuser || bypassRls || replication || createRole;
   return privileged && !policy.allowedPrivilegedRoles.includes(role) ? 'role_privileged' : null;

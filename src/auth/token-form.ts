@@ -24,12 +24,43 @@ const REFUSED_HEADER_MEMBERS: readonly string[] = ['zip', 'cty', 'b64', 'crit', 
 export interface TokenHeader {
   readonly alg: string;
   readonly kid: string | null;
+  /** As it stands there; `isTokenType` compares it. */
+  readonly typ?: string | null;
 }
 
 /** A token of the right form. Nothing in it is verified. */
 export interface TokenForm {
   readonly header: TokenHeader;
   readonly claims: Readonly<Record<string, unknown>>;
+  /** The claims as they were written: JSON. */
+  readonly payload: string;
+}
+
+/**
+ * Whether a secret looks like a token: base64url that decodes to a JSON object, and a dot behind it. That takes in
+ * tokens that were damaged, padded or sent with `Bearer` in front: they too must never be compared with a password.
+ * Cheap; throws nothing.
+ */
+export function isTokenShaped(secret: string): boolean {
+  const header = /^\s*(?:bearer\s+)?([\w-]+)={0,2}\./i.exec(secret.slice(0, TOKEN_BYTES_MAX))?.[1];
+  if (header === undefined) return false;
+  try {
+    return isRecord(JSON.parse(Buffer.from(header, 'base64url').toString()));
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Compares `typ` as RFC 7515 section 4.1.9 and RFC 9068 section 4 want it: without regard to case, and with
+ * `application/` in front or not.
+ */
+export function isTokenType(typ: string | null | undefined, wanted: string): boolean {
+  return typ !== null && typ !== undefined && bareType(typ) === bareType(wanted);
+}
+
+function bareType(typ: string): string {
+  return typ.toLowerCase().replace(/^application\//, '');
 }
 
 /** Reads the form, or throws `TokenRejected`. `algorithms` is the allow-list; it is checked here, before any I/O. */
@@ -43,9 +74,10 @@ export function decodeTokenForm(token: string, algorithms: readonly string[]): T
   if (parts.length !== 3) throw new TokenRejected('malformed');
   const [headerBytes, claimsBytes] = parts.map(decodePart) as [Buffer, Buffer, Buffer];
   if (headerBytes.length > HEADER_BYTES_MAX) throw new TokenRejected('header_too_large');
-  const header = decodeHeader(decodeJsonObject(headerBytes, HEADER_DEPTH_MAX), algorithms);
+  const header = decodeHeader(decodeJsonObject(headerBytes, HEADER_DEPTH_MAX).value, algorithms);
   try {
-    return { header, claims: decodeJsonObject(claimsBytes, PAYLOAD_DEPTH_MAX) };
+    const { value, text } = decodeJsonObject(claimsBytes, PAYLOAD_DEPTH_MAX);
+    return { header, claims: value, payload: text };
   } catch (error) {
     throw error instanceof TokenRejected ? error.describe(header) : error;
   }
@@ -76,10 +108,13 @@ function decodeHeader(header: Readonly<Record<string, unknown>>, algorithms: rea
   if (kid !== null && kid.length > KEY_ID_CHARS_MAX) {
     throw new TokenRejected('unknown_kid').describe({ alg, kid });
   }
-  return { alg, kid };
+  return { alg, kid, typ: typeof header['typ'] === 'string' ? header['typ'] : null };
 }
 
-function decodeJsonObject(bytes: Buffer, depthMax: number): Readonly<Record<string, unknown>> {
+function decodeJsonObject(
+  bytes: Buffer,
+  depthMax: number,
+): { value: Readonly<Record<string, unknown>>; text: string } {
   let text: string;
   try {
     text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
@@ -96,7 +131,7 @@ function decodeJsonObject(bytes: Buffer, depthMax: number): Readonly<Record<stri
   }
   if (!isRecord(value)) throw new TokenRejected('malformed');
   if (duplicate) throw new TokenRejected('duplicate_member');
-  return value;
+  return { value, text };
 }
 
 /** True for a JSON object; arrays and null are none. */

@@ -12,6 +12,8 @@ export interface MintTokenOptions {
   audience?: string;
   issuer?: string;
   keyId?: string;
+  /** `typ` of the header; default `JWT`. */
+  type?: string;
   /** More claims; they may not name one that another option sets. */
   claims?: Record<string, unknown>;
   nowMs: number;
@@ -37,7 +39,7 @@ export async function mintToken(options: MintTokenOptions): Promise<string> {
   return new SignJWT({ ...options.claims, ...set })
     .setProtectedHeader({
       alg: algorithmsOfKey(key)[0]!,
-      typ: 'JWT',
+      typ: options.type ?? 'JWT',
       ...(options.keyId !== undefined && { kid: options.keyId }),
     })
     .sign(key);

@@ -1,118 +1,237 @@
 /**
- * From a token to the role it names: form first (no key, no network), then the key, then the signature by jose,
- * then the claims. Owns the bound on verifications at one time. It does not know whether the role exists or may
- * log in. No error leaves here but `TokenRejected`, since jose's errors carry the claims.
+ * From a token to the role it names: form first (no key, no network), then the entry of its issuer, the key, the
+ * signature by jose, the claims. Owns the bound on verifications at one time and the memory of good signatures. It does
+ * not know whether the role exists or may log in. No error leaves here but `TokenRejected`: jose's carry the claims.
  */
 import { createHash } from 'node:crypto';
-import { errors, type JWTPayload, jwtVerify } from 'jose';
+import { compactVerify, errors } from 'jose';
 import { Fifo } from '../base/fifo.ts';
 import { Lru } from '../base/lru.ts';
-import type { JwtConfig, TurnstileConfig } from '../config/config.ts';
-import { hasLoneSurrogate } from './harmless-text.ts';
+import { ownClaim } from './claim-path.ts';
 import type { TokenFacts } from './identity.ts';
 import { algorithmsOfKey, type KeySource, TOKEN_ALGORITHMS, type VerificationKey } from './key-source.ts';
-import { decodeTokenForm, isRecord, TOKEN_BYTES_MAX, type TokenHeader } from './token-form.ts';
-import { TokenRejected, type TokenRejection } from './token-rejected.ts';
+import { type Access, judgeClock, readClaims } from './token-claims.ts';
+import { decodeTokenForm, TOKEN_BYTES_MAX, type TokenForm, type TokenHeader } from './token-form.ts';
+import { TokenRejected } from './token-rejected.ts';
+import { pickEntry, type TokenRules } from './token-rules.ts';
 
 /** Signatures checked at one time: more would only queue inside the thread pool, in front of DNS and files. */
 export const VERIFICATIONS_MAX = 64;
 /** Tokens that wait for one of them, first come first served. */
 export const VERIFICATIONS_WAITING_MAX = 1_024;
-/** Tokens that wait for a key. They are counted apart, so that unknown kids do not hold up good tokens. */
+/** Tokens that wait for a key of one issuer. Counted apart, so that one that hangs holds up nobody else's. */
 export const KEYS_WAITING_MAX = 1_024;
 
 /** Signatures that need not be checked again, and for how long: a reconnect storm costs no arithmetic. */
 export const VERIFIED_MAX = 10_000;
+/** All of those tokens together; what is kept of each is a few times its size. */
+export const VERIFIED_BYTES_MAX: number = 32 * 1_024 * 1_024;
 export const VERIFIED_MS = 60_000;
 
-/** Times beyond this have no date (ECMAScript's time range, in seconds). */
-const DATE_SECONDS_MAX = 8_640_000_000_000;
-/** Longer `iss`, `sub` and `jti` are not kept for the log. */
+/** Longer `iss`, `sub`, `jti` and `sid` are not kept for the log. */
 const FACT_CHARS_MAX = 1_024;
 
-/** The keys of the configuration that say what a good token is. */
-export type TokenRules = Pick<JwtConfig, 'audience' | 'usernameClaim'> &
-  Pick<TurnstileConfig, 'jwtLeewaySeconds' | 'jwtAlgorithms'>;
-
 export interface VerifiedToken {
-  /** The string of the username claim, as it stands in the token. */
+  /** The role that the rules make of its claims; for a delegated token the actor's. */
   readonly role: string;
   readonly facts: TokenFacts;
   readonly claims: Readonly<Record<string, unknown>>;
   /** The key that verified it, in words. */
   readonly keyDescription: string;
+  /** What the access claim says; it narrows and never widens. */
+  readonly access: Access | null;
+  /** One list for each database claim that is there: a database must be in all of them. */
+  readonly databases: readonly (readonly string[])[];
+  /** Of the permissions claim, by database; null when there is none. */
+  readonly permissions: ReadonlyMap<string, Access> | null;
+  /** `cnf` `x5t#S256` (RFC 8705 section 3.1): the client must hold the key of this certificate. Null: of any. */
+  readonly certificateThumbprint: string | null;
+}
+
+/** One issuer: what its tokens must be, and where its keys are. */
+export interface TokenEntry {
+  readonly rules: TokenRules;
+  readonly keys: KeySource;
 }
 
 export interface TokenVerifierOptions {
-  config: TokenRules;
-  keys: KeySource;
+  entries: readonly TokenEntry[];
+  /** Audiences of single databases: tokens for them pass here, and are judged when the database is known. */
+  databaseAudiences?: readonly string[];
+  /** Asked at every use of a token, also of one whose signature is remembered. Throws `TokenRejected`. */
+  judge?: (verified: VerifiedToken, rules: TokenRules, nowMs: number) => void;
 }
 
-/** A signature that was good, with the key it was good for. Claims are judged anew at every use. */
-interface VerifiedSignature {
+/** An entry with those who wait for its keys. */
+interface OpenEntry extends TokenEntry {
+  waiting: number;
+}
+
+/** A signature that was good, with the key it was good for. The clock is asked anew at every use. */
+interface KnownToken {
   readonly header: TokenHeader;
-  readonly claims: JWTPayload;
-  readonly key: VerificationKey['key'];
+  readonly entry: OpenEntry;
+  readonly verified: VerifiedToken;
+  readonly fingerprint: string;
+  readonly bytes: number;
   readonly untilMs: number;
 }
 
-export class TokenVerifier {
-  readonly #verified = new Lru<string, VerifiedSignature>(VERIFIED_MAX);
-  readonly #rules: TokenRules;
-  readonly #keys: KeySource;
-  readonly #waiting = new Fifo<() => void>();
-  #verifying = 0;
-  #waitingForKey = 0;
+/** One token on its way to its signature. */
+interface Check {
+  readonly token: string;
+  readonly digest: string;
+  readonly form: TokenForm;
+  readonly entry: OpenEntry;
+  readonly nowMs: number;
+  readonly mayCheck: () => boolean;
+}
 
-  /** Throws `RangeError` when `jwtAlgorithms` names one that is not in `TOKEN_ALGORITHMS`. */
+export class TokenVerifier {
+  readonly #known = new Lru<string, KnownToken>(VERIFIED_MAX);
+  readonly #entries: readonly OpenEntry[];
+  readonly #algorithms: readonly string[];
+  readonly #databaseAudiences: readonly string[];
+  readonly #judge: ((verified: VerifiedToken, rules: TokenRules, nowMs: number) => void) | null;
+  readonly #waiting = new Fifo<() => void>();
+  #knownBytes = 0;
+  #verifying = 0;
+
+  /** Throws `RangeError` when an entry's algorithms name one that is not in `TOKEN_ALGORITHMS`. */
   constructor(options: TokenVerifierOptions) {
-    const unfit = options.config.jwtAlgorithms.find((name) => !TOKEN_ALGORITHMS.includes(name));
+    this.#entries = options.entries.map((entry) => ({ ...entry, waiting: 0 }));
+    this.#algorithms = [...new Set(options.entries.flatMap(({ rules }) => rules.algorithms))];
+    const unfit = this.#algorithms.find((name) => !TOKEN_ALGORITHMS.includes(name));
     if (unfit !== undefined) throw new RangeError(`jwt_algorithms names "${unfit}", which is not supported`);
-    this.#rules = options.config;
-    this.#keys = options.keys;
+    this.#databaseAudiences = options.databaseAudiences ?? [];
+    this.#judge = options.judge ?? null;
   }
 
   /** Tokens under verification or waiting for it. */
   get load(): number {
-    return this.#verifying + this.#waiting.length + this.#waitingForKey;
+    const forKeys = this.#entries.reduce((sum, entry) => sum + entry.waiting, 0);
+    return this.#verifying + this.#waiting.length + forKeys;
   }
 
-  /** Verifies a token as of `nowMs` (milliseconds since the epoch). Rejects with `TokenRejected` and nothing else. */
-  async verify(token: string, nowMs: number): Promise<VerifiedToken> {
-    // The digest stands for the token, which is a secret and is not kept. The same bytes have the same form.
-    const digest = token.length <= TOKEN_BYTES_MAX ? createHash('sha256').update(token).digest('base64') : '';
-    const known = this.#verified.get(digest);
-    const fresh = known !== undefined && nowMs < known.untilMs && nowMs >= known.untilMs - VERIFIED_MS;
-    const header = fresh ? known.header : decodeTokenForm(token, this.#rules.jwtAlgorithms).header;
+  /** Tokens whose signature is remembered. */
+  get knownCount(): number {
+    return this.#known.size;
+  }
+
+  /** True when the token's signature is remembered and its key still serves: `verify` will do no arithmetic. */
+  isVerified(token: string, nowMs: number): boolean {
+    const known = this.#known.peek(digestOf(token));
+    if (known === undefined || !isFresh(known, nowMs)) return false;
+    return known.entry.keys.holds(known.verified.facts.keyId, known.fingerprint);
+  }
+
+  /**
+   * Verifies a token as of `nowMs` (milliseconds since the epoch). `mayCheck` is asked just before a signature is
+   * checked, never for one that is remembered; false refuses the token as `overloaded`. Rejects with `TokenRejected`
+   * and nothing else.
+   */
+  async verify(token: string, nowMs: number, mayCheck: () => boolean = ALWAYS): Promise<VerifiedToken> {
+    const digest = digestOf(token);
+    const known = this.#known.get(digest);
+    if (known !== undefined && isFresh(known, nowMs)) {
+      return this.#describing(known.header, known.entry, known.verified.claims, async () => {
+        const key = await keyFor(known.entry, known.header);
+        // A key that was replaced is another key, so its signatures are checked again.
+        if (key.fingerprint !== known.fingerprint) {
+          const form = decodeTokenForm(token, this.#algorithms);
+          return this.#verifyForm({ token, digest, form, entry: known.entry, nowMs, mayCheck });
+        }
+        judgeClock(known.verified.claims, known.entry.rules, nowMs);
+        this.#judge?.(known.verified, known.entry.rules, nowMs);
+        return known.verified;
+      });
+    }
+    const form = decodeTokenForm(token, this.#algorithms);
+    // Nobody has verified this iss. It picks an entry and nothing more.
+    const entry = pickEntry(this.#entries, ownClaim(form.claims, 'iss'));
+    return this.#describing(form.header, entry, form.claims, async () => {
+      if (entry === null) throw new TokenRejected('unknown_issuer');
+      return this.#verifyForm({ token, digest, form, entry, nowMs, mayCheck });
+    });
+  }
+
+  /** Runs `step`; what it throws becomes a `TokenRejected` that says which token it was about. */
+  async #describing(
+    header: TokenHeader,
+    entry: OpenEntry | null,
+    claims: Readonly<Record<string, unknown>>,
+    step: () => Promise<VerifiedToken>,
+  ): Promise<VerifiedToken> {
     try {
-      const key = await this.#keyFor(header);
-      // A key that was replaced is another object, so its signatures are checked again.
-      if (fresh && known.key === key.key) return judgeClaims(known.claims, header, key, this.#rules, nowMs);
-      if (!algorithmsOfKey(key.key).includes(header.alg)) throw new TokenRejected('key_alg_mismatch');
-      await this.#enter();
-      try {
-        const claims = await verifySignature(token, key, this.#rules, nowMs);
-        this.#verified.set(digest, { header, claims, key: key.key, untilMs: nowMs + VERIFIED_MS });
-        return judgeClaims(claims, header, key, this.#rules, nowMs);
-      } finally {
-        this.#leave();
-      }
+      return await step();
     } catch (error) {
       const rejection = error instanceof TokenRejected ? error : new TokenRejected('verifier_failed');
-      throw rejection.describe(header);
+      const iss = ownClaim(claims, 'iss');
+      throw rejection.describe(header).describeIssuer(iss, entry !== null && entry.rules.issuer === iss);
     }
   }
 
-  async #keyFor(header: TokenHeader): Promise<VerificationKey> {
-    if (this.#waitingForKey >= KEYS_WAITING_MAX) throw new TokenRejected('overloaded', 'overloaded');
-    this.#waitingForKey++;
+  async #verifyForm(check: Check): Promise<VerifiedToken> {
+    const { token, digest, form, entry, nowMs } = check;
+    const { header } = form;
+    if (!entry.rules.algorithms.includes(header.alg)) throw new TokenRejected('alg_not_allowed');
+    const key = await keyFor(entry, header);
+    if (!algorithmsOfKey(key.key).includes(header.alg)) throw new TokenRejected('key_alg_mismatch');
+    if (!check.mayCheck()) throw new TokenRejected('overloaded', 'overloaded');
+    await this.#enter();
     try {
-      return await this.#keys.keyFor(header);
-    } catch (error) {
-      if (error instanceof TokenRejected) throw error;
-      throw new TokenRejected('keys_unavailable', 'keys_unavailable');
+      await verifySignature(token, key, header.alg);
     } finally {
-      this.#waitingForKey--;
+      this.#leave();
+    }
+    const read = this.#read(form, key, entry, nowMs);
+    const old = this.#known.peek(digest);
+    // The same token keeps its facts, by which its sessions know that they share them.
+    const verified = old?.fingerprint === key.fingerprint ? old.verified : read;
+    this.#remember(digest, {
+      header,
+      entry,
+      verified,
+      fingerprint: key.fingerprint,
+      bytes: token.length,
+      untilMs: Math.min(nowMs + VERIFIED_MS, Math.max(verified.facts.expiresAtMs, nowMs)),
+    });
+    this.#judge?.(verified, entry.rules, nowMs);
+    return verified;
+  }
+
+  /** Judges the claims of a token whose signature is good. */
+  #read(form: TokenForm, key: VerificationKey, entry: OpenEntry, nowMs: number): VerifiedToken {
+    const { claims, header, payload } = form;
+    const clock = judgeClock(claims, entry.rules, nowMs);
+    const reading = readClaims(claims, header, entry.rules, this.#databaseAudiences);
+    const { role, delegation, ...grants } = reading;
+    const facts: TokenFacts = {
+      source: entry.rules.source,
+      issuer: shortString(ownClaim(claims, 'iss')),
+      subject: shortString(ownClaim(claims, 'sub')),
+      tokenId: shortString(ownClaim(claims, 'jti')),
+      sessionId: shortString(ownClaim(claims, 'sid')),
+      keyId: key.keyId ?? header.kid,
+      keyFingerprint: key.fingerprint,
+      algorithm: header.alg,
+      ...clock,
+      actor: delegation?.actor ?? null,
+      subjectRole: delegation?.subjectRole ?? null,
+      claims,
+      payload,
+    };
+    return { role, facts, claims, keyDescription: key.description, ...grants };
+  }
+
+  #remember(digest: string, known: KnownToken): void {
+    const old = this.#known.peek(digest);
+    const evicted = this.#known.set(digest, known);
+    this.#knownBytes += known.bytes - (old?.bytes ?? 0) - (evicted?.[1].bytes ?? 0);
+    for (const oldest of this.#known.keys()) {
+      if (this.#knownBytes <= VERIFIED_BYTES_MAX) return;
+      this.#knownBytes -= this.#known.peek(oldest)?.bytes ?? 0;
+      this.#known.delete(oldest);
     }
   }
 
@@ -134,113 +253,40 @@ export class TokenVerifier {
   }
 }
 
-async function verifySignature(
-  token: string,
-  key: VerificationKey,
-  rules: TokenRules,
-  nowMs: number,
-): Promise<JWTPayload> {
+const ALWAYS = (): boolean => true;
+
+/** The digest stands for the token, which is a secret and is not kept. The same bytes have the same form. */
+function digestOf(token: string): string {
+  return token.length <= TOKEN_BYTES_MAX ? createHash('sha256').update(token).digest('base64') : '';
+}
+
+function isFresh(known: KnownToken, nowMs: number): boolean {
+  return nowMs < known.untilMs && nowMs >= known.untilMs - VERIFIED_MS;
+}
+
+async function keyFor(entry: OpenEntry, header: TokenHeader): Promise<VerificationKey> {
+  if (entry.waiting >= KEYS_WAITING_MAX) throw new TokenRejected('overloaded', 'overloaded');
+  entry.waiting++;
   try {
-    const { payload } = await jwtVerify(token, key.key, {
-      algorithms: [...rules.jwtAlgorithms],
-      ...(rules.audience !== null && { audience: rules.audience }),
-      requiredClaims: ['exp'],
-      // jose counts in whole seconds, which would refuse a token with a fractional nbf for the rest of its second.
-      // One second more here; judgeClaims draws the line to the millisecond.
-      clockTolerance: rules.jwtLeewaySeconds + 1,
-      currentDate: new Date(nowMs),
-    });
-    return payload;
+    return await entry.keys.keyFor(header);
   } catch (error) {
-    throw new TokenRejected(toReason(error));
+    if (error instanceof TokenRejected) throw error;
+    throw new TokenRejected('keys_unavailable', 'keys_unavailable');
+  } finally {
+    entry.waiting--;
   }
 }
 
-/** jose's codes in our words; everything else it throws (TypeError for a key it dislikes) is a failed verification. */
-function toReason(error: unknown): TokenRejection {
-  if (error instanceof errors.JWSSignatureVerificationFailed) return 'bad_signature';
-  if (error instanceof errors.JWTExpired) return 'expired';
-  if (error instanceof errors.JWTClaimValidationFailed) {
-    switch (error.claim) {
-      case 'aud':
-        return 'bad_audience';
-      case 'exp':
-        return error.reason === 'missing' ? 'exp_missing' : 'bad_exp';
-      case 'nbf':
-        return error.reason === 'check_failed' ? 'not_yet_valid' : 'bad_nbf';
-      case 'iat':
-        return 'bad_iat';
-      default:
-        return 'malformed';
-    }
+/** jose's errors in our words; everything else it throws (TypeError for a key it dislikes) is a failed verification. */
+async function verifySignature(token: string, key: VerificationKey, algorithm: string): Promise<void> {
+  try {
+    await compactVerify(token, key.key, { algorithms: [algorithm] });
+  } catch (error) {
+    if (error instanceof errors.JWSSignatureVerificationFailed) throw new TokenRejected('bad_signature');
+    if (error instanceof errors.JOSEAlgNotAllowed) throw new TokenRejected('alg_not_allowed');
+    if (error instanceof errors.JWSInvalid) throw new TokenRejected('malformed');
+    throw new TokenRejected('verifier_failed');
   }
-  if (error instanceof errors.JOSEAlgNotAllowed) return 'alg_not_allowed';
-  if (error instanceof errors.JWSInvalid || error instanceof errors.JWTInvalid) return 'malformed';
-  return 'verifier_failed';
-}
-
-/** The claims that jose does not judge, or judges too kindly. */
-function judgeClaims(
-  claims: JWTPayload,
-  header: TokenHeader,
-  key: VerificationKey,
-  rules: TokenRules,
-  nowMs: number,
-): VerifiedToken {
-  const leewayMs = rules.jwtLeewaySeconds * 1_000;
-  const exp = own(claims, 'exp');
-  if (exp === undefined) throw new TokenRejected('exp_missing');
-  if (typeof exp !== 'number') throw new TokenRejected('bad_exp');
-  // `1e999` is valid JSON and reads as Infinity: a token for ever.
-  if (!(Math.abs(exp) <= DATE_SECONDS_MAX)) throw new TokenRejected('exp_out_of_range');
-  if (exp * 1_000 <= nowMs - leewayMs) throw new TokenRejected('expired');
-  judgeStart(own(claims, 'nbf'), nowMs + leewayMs, 'bad_nbf', 'not_yet_valid');
-  judgeStart(own(claims, 'iat'), nowMs + leewayMs, 'bad_iat', 'iat_in_future');
-  if (rules.audience !== null && !namesAudience(own(claims, 'aud'), rules.audience)) {
-    throw new TokenRejected('bad_audience');
-  }
-  const role = claimAt(claims, rules.usernameClaim);
-  if (typeof role !== 'string' || role === '' || role.includes('\0') || hasLoneSurrogate(role)) {
-    throw new TokenRejected('bad_role_claim');
-  }
-  const facts: TokenFacts = {
-    issuer: shortString(own(claims, 'iss')),
-    subject: shortString(own(claims, 'sub')),
-    tokenId: shortString(own(claims, 'jti')),
-    keyId: key.keyId ?? header.kid,
-    algorithm: header.alg,
-    expiresAtMs: Math.floor(exp * 1_000),
-  };
-  return { role, facts, claims, keyDescription: key.description };
-}
-
-function judgeStart(value: unknown, latestMs: number, unfit: TokenRejection, early: TokenRejection): void {
-  if (value === undefined) return;
-  if (typeof value !== 'number' || !Number.isFinite(value)) throw new TokenRejected(unfit);
-  if (value * 1_000 > latestMs) throw new TokenRejected(early);
-}
-
-/** A string, or a list of nothing but strings, in which ours is (RFC 7519 section 4.1.3). */
-function namesAudience(value: unknown, audience: string): boolean {
-  const list: unknown[] = Array.isArray(value) ? value : [value];
-  return list.every((item) => typeof item === 'string') && list.includes(audience);
-}
-
-/**
- * The claim at a dotted path such as `realm_access.role`, through own members of objects only. A name with `://`
- * is a collision-resistant one (RFC 7519 section 4.2) and its dots are part of it.
- */
-export function claimAt(claims: Readonly<Record<string, unknown>>, path: string): unknown {
-  let value: unknown = claims;
-  for (const name of path.includes('://') ? [path] : path.split('.')) {
-    if (!isRecord(value)) return undefined;
-    value = own(value, name);
-  }
-  return value;
-}
-
-function own(record: Readonly<Record<string, unknown>>, name: string): unknown {
-  return Object.hasOwn(record, name) ? record[name] : undefined;
 }
 
 function shortString(value: unknown): string | null {

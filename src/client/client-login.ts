@@ -4,85 +4,58 @@
  * `onCancel`, or in one FATAL ErrorResponse and a closed socket. AuthenticationOk is the target's: only it knows
  * whether PostgreSQL takes the role. What any proof is worth is decided in auth/ and login-rules.ts.
  */
-import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { harmlessText } from '../auth/harmless-text.ts';
-import type { Identity } from '../auth/identity.ts';
-import { MD5_SALT_BYTES, verifyMd5, verifyPlain } from '../auth/password.ts';
-import { SCRAM_MESSAGE_BYTES_MAX } from '../auth/scram-message.ts';
-import { SCRAM_SHA_256, ScramServer } from '../auth/scram-server.ts';
-import { identityFromToken } from '../auth/token-identity.ts';
 import { TokenRejected } from '../auth/token-rejected.ts';
 import { assert } from '../base/assert.ts';
+import { type PeerCertificate, peerCertificateOf } from '../net/peer-certificate.ts';
 import { ALPN_POSTGRESQL, TLS_HANDSHAKE_BYTE } from '../net/tls.ts';
 import { Wire, type WireHandler } from '../net/wire.ts';
-import { HEADER_BYTES, ProtocolVersion } from '../protocol/codes.ts';
-import { decodePassword, decodeSASLInitialResponse } from '../protocol/frontend-messages.ts';
-import {
-  encodeAuthenticationCleartextPassword,
-  encodeAuthenticationMD5Password,
-  encodeAuthenticationSASL,
-  encodeAuthenticationSASLContinue,
-  encodeAuthenticationSASLFinal,
-  encodeErrorResponse,
-  encodeNegotiateProtocolVersion,
-} from '../protocol/message-writer.ts';
+import { ProtocolVersion } from '../protocol/codes.ts';
+import { encodeErrorResponse, encodeNegotiateProtocolVersion } from '../protocol/message-writer.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import { decodeFirstPacket, type StartupPacket } from '../protocol/startup-packet.ts';
+import type { LoginBudget } from './login-budget.ts';
 import type { LoginContext } from './login-contract.ts';
 import {
   earlyBytes,
   fatal,
   internalError,
+  overloaded,
   passwordFailed,
   repeated,
   temporarilyUnavailable,
 } from './login-errors.ts';
-import { LoginReader } from './login-reader.ts';
-import {
-  identityFromUser,
-  type LoginPlan,
-  mayAskInClear,
-  planLogin,
-  sendsSecretInClear,
-} from './login-rules.ts';
-
-/** Declared length of a PasswordMessage; tokens end at 16 KiB, which token-form.ts sees to. */
-export const PASSWORD_MESSAGE_BYTES_MAX: number = 64 * 1024;
-/** Mechanism name and length beside the SCRAM text itself. */
-const SASL_MESSAGE_BYTES_MAX: number = SCRAM_MESSAGE_BYTES_MAX + 64;
+import type { LoginRequest } from './login-identity.ts';
+import { askForProof, type ProofHost, type Proven, type TokenTraits } from './login-proofs.ts';
+import { LoginReader, type ResponseName } from './login-reader.ts';
+import { type LoginPlan, type LoginRules, mayAskInClear, sendsSecretInClear } from './login-rules.ts';
+import { askForBearer, askForSecret } from './login-tokens.ts';
 
 const ANSWER_TLS: Buffer = Buffer.from('S');
 const ANSWER_NO: Buffer = Buffer.from('N');
 /** A fatal handshake_failure alert (RFC 8446 section 6), the one refusal that a TLS client can read. */
 const TLS_REFUSAL: Buffer = Buffer.from('15030300020228', 'hex');
+/** Refusals that count as a failed proof of its address. A bad token or password is always `InvalidPassword`. */
+const FAILED_PROOFS: ReadonlySet<string> = new Set(['client_certificate', 'certificate_user']);
 
 /** Whoever counts the logins; implemented by the listener. */
 export interface LoginHost {
+  readonly budget: LoginBudget;
   /** Called once a client has said that it wants a session. An error means that it cannot have one now. */
   admit(login: ClientLogin): PgError | null;
   /** The login is over, in whatever way. Called once, before the target hears of the client. */
   onOver(login: ClientLogin): void;
 }
 
-type LoginState =
-  | 'startup'
-  | 'tls'
-  | 'password'
-  | 'sasl_initial'
-  | 'sasl_final'
-  | 'verifying'
-  | 'cancelling'
-  | 'over';
+type LoginState = 'startup' | 'tls' | 'proof' | 'verifying' | 'cancelling' | 'over';
 
 const NEXT: Readonly<Record<LoginState, readonly LoginState[]>> = {
-  startup: ['tls', 'password', 'sasl_initial', 'cancelling', 'over'],
+  startup: ['tls', 'proof', 'cancelling', 'over'],
   tls: ['startup', 'over'],
-  password: ['verifying', 'over'],
-  sasl_initial: ['sasl_final', 'over'],
-  sasl_final: ['verifying', 'over'],
-  verifying: ['over'],
+  proof: ['proof', 'verifying', 'over'],
+  verifying: ['proof', 'over'],
   cancelling: ['over'],
   over: [],
 };
@@ -92,8 +65,9 @@ const NEXT: Readonly<Record<LoginState, readonly LoginState[]>> = {
  * sends early can pass as said after the proof; what is written in all fits a socket's buffer, so a client that
  * does not read holds no memory; `over` is final and reached once.
  */
-export class ClientLogin implements WireHandler {
-  readonly #context: LoginContext;
+export class ClientLogin implements WireHandler, ProofHost {
+  readonly context: LoginContext;
+  readonly #rules: LoginRules;
   readonly #host: LoginHost;
   readonly #wire: Wire;
   readonly #reader = new LoginReader();
@@ -102,17 +76,30 @@ export class ClientLogin implements WireHandler {
   #sslAnswered = false;
   #gssencAnswered = false;
   #startup: StartupPacket | null = null;
-  #plan: LoginPlan | null = null;
-  #scram: ScramServer | null = null;
-  #md5Salt: Buffer | null = null;
+  #request: LoginRequest | null = null;
+  /** Takes the next message while the state is `proof`. */
+  #onAnswer: ((message: Buffer) => void) | null = null;
   /** What is known of a refused token, for the log. */
-  #tokenFacts: { alg: string | null; kid: string | null; role?: string } | null = null;
+  #tokenTraits: TokenTraits | null = null;
+  /** The refusal is in the log already; what follows it on the wire is no second one. */
+  #refusalNoted = false;
 
   /** Takes over an accepted, paused socket. `readBuffer` may be shared by all logins of a thread. */
-  constructor(socket: Socket, readBuffer: Buffer, context: LoginContext, host: LoginHost) {
-    this.#context = context;
+  constructor(
+    socket: Socket,
+    readBuffer: Buffer,
+    setup: { readonly context: LoginContext; readonly rules: LoginRules },
+    host: LoginHost,
+  ) {
+    this.context = setup.context;
+    this.#rules = setup.rules;
     this.#host = host;
     this.#wire = Wire.adopt(socket, this, readBuffer);
+  }
+
+  /** '' when there is none. */
+  get remoteAddress(): string {
+    return this.#wire.remoteAddress;
   }
 
   /** Refuses the login from outside: a drain. Before the startup packet there is nobody to tell. */
@@ -138,7 +125,7 @@ export class ClientLogin implements WireHandler {
 
   onClose(error: Error | null): void {
     if (this.#state === 'over') return;
-    const { log } = this.#context;
+    const { log } = this.context;
     const fields = { ...this.#who(), state: this.#state, ...(error !== null && { err: error }) };
     const tlsFault = this.#state === 'tls' && error !== null && 'library' in error;
     this.#finish();
@@ -170,17 +157,10 @@ export class ClientLogin implements WireHandler {
       return;
     }
     if (bytesBehind > 0) throw earlyBytes();
-    switch (this.#state) {
-      case 'password':
-        this.#onPassword(decodePassword(message, HEADER_BYTES, message.length));
-        return;
-      case 'sasl_initial':
-        this.#onSaslInitial(message);
-        return;
-      default:
-        assert(this.#state === 'sasl_final', 'a message came in a state that reads none');
-        this.#onSaslFinal(message.subarray(HEADER_BYTES));
-    }
+    const onAnswer = this.#onAnswer;
+    assert(this.#state === 'proof' && onAnswer !== null, 'a message came in a state that reads none');
+    this.#onAnswer = null;
+    onAnswer(message);
   }
 
   #onFirstPacket(message: Buffer, bytesBehind: number): void {
@@ -211,7 +191,7 @@ export class ClientLogin implements WireHandler {
   #onSslRequest(): void {
     if (this.#sslAnswered || this.#wire.encrypted) throw repeated('SSLRequest');
     this.#sslAnswered = true;
-    if (this.#context.certificate === null) {
+    if (this.context.certificate === null) {
       this.#wire.write(ANSWER_NO);
       this.#reader.expectFirstPacket();
       return;
@@ -222,7 +202,7 @@ export class ClientLogin implements WireHandler {
 
   /** `direct`: the handshake came without SSLRequest (PostgreSQL 17, sslnegotiation=direct). */
   #beginTls(clientHello: Buffer, direct: boolean): void {
-    const { certificate } = this.#context;
+    const { certificate } = this.context;
     if (certificate === null) {
       this.#reject(fatal(SqlState.ProtocolViolation, 'TLS is not configured', 'direct_tls_not_configured'));
       this.#wire.end(TLS_REFUSAL);
@@ -254,26 +234,31 @@ export class ClientLogin implements WireHandler {
       this.#finish();
       this.#wire.end();
     };
-    this.#context.target.onCancel(processId, secret).then(close, (error: unknown) => {
-      this.#context.log.error({ ...this.#who(), err: error }, 'cancel_failed');
+    this.context.target.onCancel(processId, secret).then(close, (error: unknown) => {
+      this.context.log.error({ ...this.#who(), err: error }, 'cancel_failed');
       close();
     });
   }
 
   #begin(startup: StartupPacket): void {
     this.#startup = startup;
-    const { config } = this.#context;
+    const { config } = this.context;
     const busy = this.#host.admit(this);
     if (busy !== null) throw busy;
-    const plan = planLogin(startup, config);
-    this.#plan = plan;
-    const inClear = !this.#wire.encrypted;
+    this.#request = {
+      user: startup.user,
+      database: startup.database,
+      remoteAddress: this.#wire.remoteAddress,
+      encrypted: this.#wire.encrypted,
+      certificate: this.#peerCertificate(),
+    };
+    const plan = this.#rules.plan(this.#request);
     const refused =
-      inClear &&
+      !this.#wire.encrypted &&
       (config.general.tlsClientRequired ||
         (sendsSecretInClear(plan) &&
           !mayAskInClear(this.#wire.remoteAddress, config.turnstile.allowPlaintextTokens)));
-    if (refused) {
+    if (refused && plan.kind !== 'reject') {
       throw fatal(SqlState.InvalidAuthorizationSpecification, 'SSL connection is required', 'tls_required');
     }
     if (startup.newerProtocolAsked || startup.unknownExtensions.length > 0) {
@@ -281,134 +266,97 @@ export class ClientLogin implements WireHandler {
       const version = ProtocolVersion.V3_0 + startup.protocolMinor;
       this.#wire.write(encodeNegotiateProtocolVersion(version, startup.unknownExtensions));
     }
-    this.#askForProof(startup, plan);
+    this.#askForProof(plan);
   }
 
-  #askForProof(startup: StartupPacket, plan: LoginPlan): void {
-    switch (plan.kind) {
-      case 'trust':
-        this.#succeed(identityFromUser(startup, this.#context.config, 'trust'));
-        return;
-      case 'scram': {
-        const { user } = startup;
-        this.#scram = new ScramServer({ keys: this.#context.scramKeys, user, passwords: plan.passwords });
-        this.#move('sasl_initial');
-        this.#reader.expectResponse(SASL_MESSAGE_BYTES_MAX);
-        this.#wire.write(encodeAuthenticationSASL([SCRAM_SHA_256]));
-        return;
-      }
-      case 'md5':
-        this.#md5Salt = randomBytes(MD5_SALT_BYTES);
-        this.#askForPassword(encodeAuthenticationMD5Password(this.#md5Salt));
-        return;
-      case 'plain':
-      case 'token':
-        this.#askForPassword(encodeAuthenticationCleartextPassword());
-        return;
-      default:
-        plan satisfies never;
-    }
+  #askForProof(plan: LoginPlan): void {
+    if (plan.kind === 'token') askForSecret(this, plan);
+    else if (plan.kind === 'oauth') askForBearer(this, plan.console);
+    else askForProof(this, plan);
   }
 
-  #askForPassword(request: Buffer): void {
-    this.#move('password');
-    this.#reader.expectResponse(PASSWORD_MESSAGE_BYTES_MAX);
+  #peerCertificate(): PeerCertificate | null {
+    const { tlsSocket } = this.#wire;
+    return tlsSocket === null ? null : peerCertificateOf(tlsSocket);
+  }
+
+  // ---- ProofHost -------------------------------------------------------------------------------------------
+
+  get budget(): LoginBudget {
+    return this.#host.budget;
+  }
+
+  get request(): LoginRequest {
+    assert(this.#request !== null, 'there is no proof before the startup packet');
+    return this.#request;
+  }
+
+  ask(
+    request: Uint8Array,
+    bytesMax: number,
+    onAnswer: (message: Buffer) => void,
+    name: ResponseName = 'SASL',
+  ): void {
+    this.#move('proof');
+    this.#onAnswer = onAnswer;
+    this.#reader.expectResponse(bytesMax, name);
     this.#wire.write(request);
   }
 
-  #onPassword(password: string): void {
-    const startup = this.#startup as StartupPacket;
-    const plan = this.#plan as LoginPlan;
-    const { config } = this.#context;
-    switch (plan.kind) {
-      case 'token':
-        this.#verify(password, startup);
-        return;
-      case 'md5':
-        if (!verifyMd5(password, startup.user, plan.passwords, this.#md5Salt as Buffer)) {
-          throw passwordFailed(startup.user, 'wrong_password');
-        }
-        this.#succeed(identityFromUser(startup, config, 'md5'));
-        return;
-      default:
-        assert(plan.kind === 'plain', 'a password came for a plan that asks for none');
-        if (!verifyPlain(password, plan.passwords)) throw passwordFailed(startup.user, 'wrong_password');
-        this.#succeed(identityFromUser(startup, config, 'plain'));
-    }
-  }
-
-  #verify(token: string, startup: StartupPacket): void {
-    const { verifier, config, now } = this.#context;
+  wait<T>(outcome: Promise<T>, step: (value: T) => void, onError?: (error: PgError) => void): void {
     this.#move('verifying');
-    if (verifier === null) throw temporarilyUnavailable('no_verifier');
-    const { user: startupUser, database } = startup;
-    const outcome = verifier.verify(token, now()).catch((error: unknown) => {
-      // Anything but a rejection is a fault of the check; the token is not the better for it.
-      throw error instanceof TokenRejected ? error : new TokenRejected('verifier_failed');
-    });
-    this.#await(outcome, (verified) => {
-      const { algorithm, keyId } = verified.facts;
-      const kid = keyId === null ? null : harmlessText(keyId);
-      this.#tokenFacts = { alg: algorithm, kid, role: harmlessText(verified.role) };
-      this.#succeed(identityFromToken({ verified, config, startupUser, database }));
-    });
+    const refuse = (error: unknown): void =>
+      this.#guard(() => {
+        const refusal = this.#toPgError(error);
+        if (onError === undefined) throw refusal;
+        onError(refusal);
+      });
+    outcome.then((value) => {
+      if (this.#state === 'over') return;
+      try {
+        step(value);
+      } catch (error) {
+        refuse(error);
+      }
+    }, refuse);
   }
 
-  #onSaslInitial(message: Buffer): void {
-    const { mechanism, data } = decodeSASLInitialResponse(message, HEADER_BYTES, message.length);
-    if (mechanism !== SCRAM_SHA_256) {
-      throw fatal(
-        SqlState.ProtocolViolation,
-        'client selected an invalid SASL authentication mechanism',
-        'sasl_mechanism',
-      );
-    }
-    if (data === null) {
-      throw fatal(SqlState.ProtocolViolation, 'SASL initial response has no data', 'sasl_no_data');
-    }
-    const answer = (this.#scram as ScramServer).first(data);
-    this.#move('sasl_final');
-    this.#reader.expectResponse(SASL_MESSAGE_BYTES_MAX);
-    this.#wire.write(encodeAuthenticationSASLContinue(answer));
+  write(bytes: Uint8Array): void {
+    this.#wire.write(bytes);
   }
 
-  #onSaslFinal(data: Buffer): void {
+  describeToken(traits: TokenTraits): void {
+    this.#tokenTraits = traits;
+  }
+
+  noteRefusal(error: PgError): void {
+    this.#logRefusal(error);
+    this.#host.budget.onFailure(this.#wire.remoteAddress);
+    this.#refusalNoted = true;
+  }
+
+  noteDiscovery(): void {
+    this.context.log.info(this.#who(), 'oauth_discovery');
+    this.#refusalNoted = true;
+  }
+
+  succeed(proven: Proven): void {
     const startup = this.#startup as StartupPacket;
-    const plan = this.#plan as LoginPlan;
-    this.#move('verifying');
-    this.#await((this.#scram as ScramServer).finish(data), (answer) => {
-      if (answer === null) throw passwordFailed(startup.user, 'wrong_password');
-      this.#wire.write(encodeAuthenticationSASLFinal(answer));
-      const admin = plan.kind === 'scram' && plan.admin;
-      this.#succeed(admin ? null : identityFromUser(startup, this.#context.config, 'scram'));
-    });
-  }
-
-  /** `step` runs unless the login has ended meanwhile. */
-  #await<T>(outcome: Promise<T>, step: (value: T) => void): void {
-    outcome.then(
-      (value) => this.#guard(() => step(value)),
-      (error: unknown) =>
-        this.#guard(() => {
-          throw error;
-        }),
-    );
-  }
-
-  #succeed(identity: Identity | null): void {
-    const startup = this.#startup as StartupPacket;
-    const { target, log } = this.#context;
+    const { target, log } = this.context;
     const wire = this.#wire;
-    const adminUser = identity === null ? startup.user : null;
+    const { identity, adminUntilMs } = proven;
+    const adminUser = identity === null ? (proven.adminUser ?? startup.user) : null;
     this.#finish();
     try {
-      target.onLogin({ wire, startup, identity, adminUser, tlsInUse: wire.encrypted });
+      target.onLogin({ wire, startup, identity, adminUser, adminUntilMs, tlsInUse: wire.encrypted });
     } catch (error) {
       // A fault of ours, past the login: nobody else would tell the client.
       log.error({ ...this.#who(), err: error }, 'login_hand_over_failed');
       wire.end(encodeErrorResponse(internalError(error), { severity: 'FATAL' }));
     }
   }
+
+  // ---- the end ---------------------------------------------------------------------------------------------
 
   #guard(step: () => void): void {
     if (this.#state === 'over') return;
@@ -422,10 +370,9 @@ export class ClientLogin implements WireHandler {
   #toPgError(error: unknown): PgError {
     if (error instanceof PgError) return error;
     if (error instanceof TokenRejected) {
-      this.#tokenFacts = { alg: error.algorithm, kid: error.keyId };
-      return error.kind === 'invalid'
-        ? passwordFailed((this.#startup as StartupPacket).user, error.reason)
-        : temporarilyUnavailable(error.reason);
+      this.#tokenTraits = { alg: error.algorithm, kid: error.keyId, iss: error.issuer };
+      if (error.kind === 'invalid') return passwordFailed(this.request.user, error.reason);
+      return error.kind === 'overloaded' ? overloaded(error.reason) : temporarilyUnavailable(error.reason);
     }
     return internalError(error);
   }
@@ -441,22 +388,30 @@ export class ClientLogin implements WireHandler {
   }
 
   #reject(error: PgError): void {
-    const { log } = this.#context;
-    const fields = { ...this.#who(), reason: error.reason ?? 'unspecified', code: error.code };
+    const isFailure = error.code === SqlState.InvalidPassword || FAILED_PROOFS.has(error.reason ?? '');
+    if (isFailure) this.#host.budget.onFailure(this.#wire.remoteAddress);
+    if (!this.#refusalNoted) this.#logRefusal(error);
     this.#finish();
-    if (error.code === SqlState.InternalError) log.error({ ...fields, err: error.cause }, 'login_failed');
-    else if (this.#plan === null) log.info(fields, 'login_refused');
-    else log.warn({ ...fields, ...this.#tokenFacts }, 'auth_reject');
   }
 
-  #who(): { peer: string; user?: string; database?: string } {
+  #logRefusal(error: PgError): void {
+    const { log } = this.context;
+    const fields = { ...this.#who(), reason: error.reason ?? 'unspecified', code: error.code };
+    if (error.code === SqlState.InternalError) log.error({ ...fields, err: error.cause }, 'login_failed');
+    // A storm that is turned away unread is no news of anybody's proof.
+    else if (this.#request === null || error.code === SqlState.TooManyConnections) {
+      log.info(fields, 'login_refused');
+    } else log.warn({ ...fields, ...this.#tokenTraits }, 'auth_reject');
+  }
+
+  #who(): { peer: string; startup_user?: string; database?: string } {
     const { remoteAddress, remotePort } = this.#wire;
     const peer = remoteAddress.includes(':')
       ? `[${remoteAddress}]:${remotePort}`
       : `${remoteAddress}:${remotePort}`;
     if (this.#startup === null) return { peer };
     const { user, database } = this.#startup;
-    return { peer, user: harmlessText(user), database: harmlessText(database) };
+    return { peer, startup_user: harmlessText(user), database: harmlessText(database) };
   }
 
   #finish(): void {

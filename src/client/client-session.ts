@@ -10,16 +10,28 @@ import type { Wire } from '../net/wire.ts';
 import { TxStatus } from '../protocol/codes.ts';
 import { encodeCopyFail, encodeErrorResponse } from '../protocol/message-writer.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
-import { ownBatch, sendParameters, sendReadParameters, sendRollback, sendSync } from '../server/own-batch.ts';
+import {
+  ownBatch,
+  sendParameters,
+  sendReadParameters,
+  sendRole,
+  sendRollback,
+  sendSync,
+} from '../server/own-batch.ts';
 import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { Pool } from '../server/pool.ts';
 import { cancelServer } from '../server/server-cancel.ts';
 import type { CleaningPlan } from '../server/server-cleaner.ts';
 import { type ServerConnection, ServerState } from '../server/server-connection.ts';
+import type { ClaimSettingSets, ClaimSettings } from '../session/claim-settings.ts';
 import { type ParameterSet, type ParameterSets, parameterDifference } from '../session/parameters.ts';
 import type { StatementRegistry } from '../session/prepared-statements.ts';
 import type { StatementAnalyzer } from '../sql/statement.ts';
+import { clearForeignClaims } from './claim-switch.ts';
 import { Relay, type RelayHost } from './relay.ts';
+import { SessionToken, type SessionTokens } from './session-token.ts';
+import type { Eviction } from './token-life.ts';
+import type { TokenOffer } from './token-renewal.ts';
 
 /** What sessions share. */
 export interface SessionServices {
@@ -27,7 +39,10 @@ export interface SessionServices {
   readonly analyzer: StatementAnalyzer;
   readonly registry: StatementRegistry;
   readonly parameterSets: ParameterSets;
+  readonly claims: ClaimSettingSets;
   readonly log: Logger;
+  /** For sessions that a token opened; null where no token is asked for. */
+  readonly tokens: SessionTokens | null;
   /** Called once, when the client is gone. */
   onSessionEnd(session: ClientSession): void;
 }
@@ -48,11 +63,11 @@ export interface SessionOptions {
 
 /**
  * Invariants: `relay.server` is set exactly while a connection is linked; a session that ended has neither a
- * socket nor a place in a queue, and its connection is on its way to the pool or closed.
+ * socket nor a place in a queue, and its connection is on its way to the pool or closed; behind the deadline of its
+ * token a session gets no connection.
  */
 export class ClientSession implements RelayHost {
   readonly id: number;
-  readonly identity: Identity;
   readonly databaseName: string;
   readonly requestedUser: string;
   readonly pool: Pool;
@@ -62,6 +77,7 @@ export class ClientSession implements RelayHost {
   readonly connectedAtMs: number;
   readonly #options: SessionOptions;
   readonly #sessionMode: boolean;
+  readonly #token: SessionToken;
   #ended = false;
   #draining = false;
   #cancelledForTimeout = false;
@@ -69,7 +85,6 @@ export class ClientSession implements RelayHost {
   constructor(options: SessionOptions) {
     const { pool, general, services } = options;
     this.id = options.id;
-    this.identity = options.identity;
     this.databaseName = options.databaseName;
     this.requestedUser = options.requestedUser;
     this.pool = pool;
@@ -77,6 +92,7 @@ export class ClientSession implements RelayHost {
     this.connectedAtMs = services.clock.nowMs;
     this.#options = options;
     this.#sessionMode = pool.options.settings.mode === 'session';
+    this.#token = new SessionToken(options);
     const mapped = !this.#sessionMode && general.preparedStatements !== 'disabled';
     this.relay = new Relay({
       wire: options.wire,
@@ -89,10 +105,17 @@ export class ClientSession implements RelayHost {
       mapNamed: mapped,
       mapUnnamed: mapped && general.preparedStatements === 'extended_anonymous',
       guardedRole: pool.guardedRole,
+      guardsClaims: options.identity.token !== null,
+      claims: claimsOf(options.identity, services),
       provenStatements: pool.provenStatements,
     });
     pool.sessions.add(this);
     options.wire.setHandler(this.relay);
+  }
+
+  /** A new token replaces its facts; role, user and access stay what they were. */
+  get identity(): Identity {
+    return this.#token.identity;
   }
 
   /** For the console: waiting for a connection, using one, or idle. */
@@ -109,18 +132,36 @@ export class ClientSession implements RelayHost {
 
   checkout(): ServerConnection | PgError | null {
     if (this.#draining) return shuttingDown();
+    const refusal = this.#token.refusal();
+    if (refusal !== null) return refusal;
     const server = this.pool.checkout(this.relay, this.#options.services.clock.nowMs);
-    if (server !== null && !(server instanceof PgError)) this.link(server);
-    return server;
+    if (server === null || server instanceof PgError) return server;
+    return this.link(server) ? server : null;
   }
 
-  /** The connection is the session's: what differs in its settings goes in front of the request. */
-  link(server: ServerConnection): void {
+  get contended(): boolean {
+    return !this.#sessionMode && this.relay.effects.pins === null && this.pool.waitingCount > 0;
+  }
+
+  /**
+   * The connection is the session's: what differs in its settings goes in front of the request. False when it has
+   * to wait until another token's claims are gone from it; then it is linked again.
+   */
+  link(server: ServerConnection): boolean {
     const relay = this.relay;
     relay.server = server;
     this.#cancelledForTimeout = false;
-    if (server.parameters === relay.parameters) return;
-    this.#sendDifference(server, relay.parameters);
+    const refusal = this.#token.refusal();
+    if (refusal !== null) {
+      this.#endSoon(refusal);
+      return true;
+    }
+    const { parameterSets } = this.#options.services;
+    const ready = clearForeignClaims(server, relay.claims, parameterSets.empty, () => {
+      if (!this.#ended && relay.server === server) relay.onCheckedOut(server);
+    });
+    if (ready && server.parameters !== relay.parameters) this.#sendDifference(server, relay.parameters);
+    return ready;
   }
 
   onServerIdle(server: ServerConnection): void {
@@ -129,9 +170,23 @@ export class ClientSession implements RelayHost {
     const { dirtySettings, pins } = relay.effects;
     if (dirtySettings !== null && !this.#sessionMode) return this.#readSettings(server, dirtySettings);
     if (this.#draining) return this.end(terminated());
-    if (this.#sessionMode || pins !== null) return;
+    const error = this.#token.endAtRest();
+    if (error !== null) return this.end(error);
+    if (this.#sessionMode || pins !== null) return this.#keepRole(server);
     relay.server = null;
     this.pool.release(server, this.#plan(server, false));
+  }
+
+  /** The connection stays the client's: a guarded role that its request may have left is there again before the next. */
+  #keepRole(server: ServerConnection): void {
+    const role = this.pool.guardedRole;
+    if (role === null || server.roleSafe) return;
+    const batch = ownBatch((error) => {
+      if (error !== null) server.close('the role could not be assumed again');
+      else server.roleSafe = server.pending.length === 0;
+    });
+    sendRole(server, role, batch, true);
+    server.flush();
   }
 
   onClientGone(error: PgError | null): void {
@@ -207,12 +262,54 @@ export class ClientSession implements RelayHost {
     );
   }
 
+  // ---- the token -------------------------------------------------------------------------------------------
+
+  /**
+   * Ends the session at the next point without an open transaction, and at the latest when the grace is over. False
+   * when it is ending already.
+   */
+  evict(eviction: Eviction, nowMs: number): boolean {
+    if (this.#ended || !this.#token.evict(eviction, nowMs)) return false;
+    this.#tickToken(nowMs);
+    return true;
+  }
+
+  #tickToken(nowMs: number): void {
+    const server = this.relay.server;
+    const resting = this.relay.waiting || server === null || server.quiet;
+    const error = this.#token.tick(nowMs, resting);
+    if (error !== null) this.end(error);
+  }
+
+  /** A connection came too late. Its pool is in the middle of lending it, so that it goes back a moment later. */
+  #endSoon(error: PgError): void {
+    this.relay.shut();
+    queueMicrotask(() => this.end(error));
+  }
+
+  verifyToken(token: string, done: (offer: TokenOffer) => void): void {
+    this.#token.verify(token, (offer) => {
+      if (!this.#ended) done(offer);
+    });
+  }
+
+  refusalOf(offer: TokenOffer): PgError | null {
+    return this.#token.refusalOf(offer);
+  }
+
+  renew(offer: TokenOffer): void {
+    // In force from the next message on: the difference is sent in front of it.
+    if (this.#token.renew(offer)) this.relay.claims = claimsOf(this.identity, this.#options.services);
+  }
+
   // ---- deadlines -------------------------------------------------------------------------------------------
 
   /** The janitor's visit. */
   tick(nowMs: number): void {
     if (this.#ended) return;
     this.relay.tick();
+    this.#tickToken(nowMs);
+    if (this.#ended) return;
     const { general } = this.#options;
     const server = this.relay.server;
     const quietMs = nowMs - this.relay.lastActivityMs;
@@ -336,10 +433,14 @@ export class ClientSession implements RelayHost {
   }
 
   #plan(server: ServerConnection, discard: boolean): CleaningPlan | null {
-    const role = server.roleSafe && server.quiet && !discard ? null : this.pool.guardedRole;
+    const role = server.roleSafe && server.quiet && !discard ? null : this.pool.roleToAssert(server);
     if (role === null && !discard) return null;
     return { role, discard, emptyParameters: this.#options.services.parameterSets.empty };
   }
+}
+
+function claimsOf({ token }: Identity, { claims }: SessionServices): ClaimSettings | null {
+  return token === null ? null : claims.of(token);
 }
 
 function shuttingDown(): PgError {

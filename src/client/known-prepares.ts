@@ -8,6 +8,7 @@ import { readInt32 } from '../protocol/frames.ts';
 import { CLOSE_COMPLETE, PARSE_COMPLETE } from '../protocol/message-writer.ts';
 import type { PreparedStatement, StatementRegistry } from '../session/prepared-statements.ts';
 import type { StatementNames } from '../session/statement-names.ts';
+import { refusalOf } from './refusals.ts';
 
 export interface KnownPreparesOptions {
   readonly wire: Wire;
@@ -15,6 +16,8 @@ export interface KnownPreparesOptions {
   readonly registry: StatementRegistry;
   /** Statements that PostgreSQL has prepared for this role before. */
   readonly provenStatements: WeakSet<object>;
+  readonly guardedRole: string | null;
+  readonly guardsClaims: boolean;
 }
 
 /** Invariant: a request is answered whole or not at all. */
@@ -23,12 +26,16 @@ export class KnownPrepares {
   readonly #names: StatementNames;
   readonly #registry: StatementRegistry;
   readonly #provenStatements: WeakSet<object>;
+  readonly #guardedRole: string | null;
+  readonly #guardsClaims: boolean;
 
   constructor(options: KnownPreparesOptions) {
     this.#wire = options.wire;
     this.#names = options.names;
     this.#registry = options.registry;
     this.#provenStatements = options.provenStatements;
+    this.#guardedRole = options.guardedRole;
+    this.#guardsClaims = options.guardsClaims;
   }
 
   /**
@@ -93,6 +100,8 @@ export class KnownPrepares {
     const name = buffer.toString('latin1', start + 5, nameEnd);
     if (this.#names.has(name) || this.#names.full) return null;
     const statement = this.#registry.find(parseKey + buffer.toString('latin1', nameEnd + 1, end));
-    return statement !== undefined && this.#provenStatements.has(statement) ? statement : null;
+    if (statement === undefined || !this.#provenStatements.has(statement)) return null;
+    // It may have been proven by a session of this role that has no token.
+    return refusalOf(statement.effects, this.#guardedRole, this.#guardsClaims) === null ? statement : null;
   }
 }

@@ -1,25 +1,31 @@
 /**
- * The TCP acceptor for clients: how many may be here, how long a login may take, and what is said while the pooler
- * shuts down. A login itself is client-login.ts; sessions belong to the LoginTarget.
+ * The TCP acceptor for clients: how many may be here, in all and from one address, how long a login may take, and
+ * what is said while the pooler shuts down. A login itself is client-login.ts; sessions belong to the LoginTarget.
  */
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { READ_BUFFER_BYTES, Wire, type WireHandler } from '../net/wire.ts';
 import { encodeErrorResponse } from '../protocol/message-writer.ts';
 import { type PgError, SqlState } from '../protocol/pg-error.ts';
 import { ClientLogin, type LoginHost } from './client-login.ts';
+import { LoginBudget } from './login-budget.ts';
 import type { LoginContext } from './login-contract.ts';
 import { fatal } from './login-errors.ts';
+import { LoginRules } from './login-rules.ts';
 
 /**
  * Sockets beyond `max_clients` that may talk up to their startup packet: room for CancelRequests, which must get
  * through when the pooler is full, and for telling the others in order, over TLS if they want it.
  */
 export const LOGINS_BEYOND_MAX_CLIENTS = 128;
+/** The same for those beyond `max_logins_per_address`. */
+export const LOGINS_BEYOND_ADDRESS = 32;
 const BACKLOG = 1_024;
 
 /** Invariant: a login is in `#logins` from accept until it is over, and in `#admitted` from its startup packet on. */
 export class Listener implements LoginHost {
+  readonly budget: LoginBudget;
   #context: LoginContext;
+  #rules: LoginRules;
   readonly #readBuffer: Buffer = Buffer.allocUnsafeSlow(READ_BUFFER_BYTES);
   /** Each login with the time of the first tick that saw it, null before. */
   readonly #logins = new Map<ClientLogin, number | null>();
@@ -27,8 +33,11 @@ export class Listener implements LoginHost {
   #server: Server | null = null;
   #draining = false;
 
+  /** Throws `RangeError` for a login rule that does not compile. */
   constructor(context: LoginContext) {
     this.#context = context;
+    this.#rules = new LoginRules(context.config);
+    this.budget = new LoginBudget(context.config.turnstile, context.clock ?? (() => performance.now()));
   }
 
   /** Connections between accept and the end of their login. */
@@ -43,7 +52,9 @@ export class Listener implements LoginHost {
 
   /** For the logins to come; those under way keep the context they began with. */
   setContext(context: LoginContext): void {
+    this.#rules = new LoginRules(context.config);
     this.#context = context;
+    this.budget.setLimits(context.config.turnstile);
   }
 
   /**
@@ -99,29 +110,43 @@ export class Listener implements LoginHost {
   admit(login: ClientLogin): PgError | null {
     if (this.#draining) return shuttingDown();
     const { config, target } = this.#context;
+    const tooMany = this.budget.tooMany(login.remoteAddress);
+    if (tooMany !== null) return tooMany;
     if (target.sessionCount + this.#admitted.size >= config.turnstile.maxClients) return tooManyClients();
     this.#admitted.add(login);
     return null;
   }
 
   onOver(login: ClientLogin): void {
-    this.#logins.delete(login);
+    if (this.#logins.delete(login)) this.budget.end(login.remoteAddress);
     this.#admitted.delete(login);
   }
 
   #accept(socket: Socket): void {
-    const { config, target, log } = this.#context;
+    const { config, target } = this.#context;
     const count = target.sessionCount + this.#logins.size;
     if (count >= config.turnstile.maxClients + LOGINS_BEYOND_MAX_CLIENTS) {
-      const wire = Wire.adopt(socket, DEAF, this.#readBuffer);
-      log.info(
-        { peer: wire.remoteAddress, reason: 'too_many_clients', code: SqlState.TooManyConnections },
-        'login_refused',
-      );
-      wire.end(encodeErrorResponse(tooManyClients()));
+      this.#turnAway(socket, tooManyClients());
       return;
     }
-    this.#logins.set(new ClientLogin(socket, this.#readBuffer, this.#context, this), null);
+    const setup = { context: this.#context, rules: this.#rules };
+    const remoteAddress = socket.remoteAddress ?? '';
+    this.budget.begin(remoteAddress);
+    // Those beyond may talk as well, for the same reasons; but one address must not fill the room of all.
+    const tooMany = this.budget.tooMany(remoteAddress, LOGINS_BEYOND_ADDRESS);
+    if (tooMany !== null) {
+      this.budget.end(remoteAddress);
+      this.#turnAway(socket, tooMany);
+      return;
+    }
+    this.#logins.set(new ClientLogin(socket, this.#readBuffer, setup, this), null);
+  }
+
+  #turnAway(socket: Socket, error: PgError): void {
+    const wire = Wire.adopt(socket, DEAF, this.#readBuffer);
+    const { remoteAddress: peer } = wire;
+    this.#context.log.info({ peer, reason: error.reason, code: error.code }, 'login_refused');
+    wire.end(encodeErrorResponse(error));
   }
 }
 

@@ -19,6 +19,8 @@ export interface LoginResult {
   readonly identity: Identity | null;
   /** The console's user; null for everybody else. */
   readonly adminUser: string | null;
+  /** When the token that opened the console expires, milliseconds since the epoch; null without one. */
+  readonly adminUntilMs: number | null;
   readonly tlsInUse: boolean;
 }
 
@@ -32,9 +34,15 @@ export interface LoginTarget {
   onCancel(processId: number, secret: Buffer): Promise<void>;
 }
 
-/** The part of a TokenVerifier that a login needs. */
+/** The part of a TokenAuthority that a login needs. */
 export interface TokenCheck {
-  verify(token: string, nowMs: number): Promise<VerifiedToken>;
+  /**
+   * Rejects with `TokenRejected` when the token is bad, or when nothing can be said of it now. `mayCheck` is asked
+   * just before a signature is checked; false refuses the token as `overloaded`.
+   */
+  verify(token: string, nowMs: number, mayCheck?: () => boolean): Promise<VerifiedToken>;
+  /** True for a token whose signature was good a moment ago, so that `verify` costs no arithmetic. */
+  isVerified(token: string, nowMs: number): boolean;
 }
 
 /** The part of the logger that a login needs. */
@@ -50,11 +58,13 @@ export interface LoginContext {
   readonly config: Config;
   /** Null: TLS is not offered. */
   readonly certificate: ServerCertificate | null;
-  /** Null unless `auth_type` is jwt. */
+  /** Null when nobody is asked for a token. */
   readonly verifier: TokenCheck | null;
   readonly scramKeys: ScramKeys;
   readonly target: LoginTarget;
   readonly log: LoginLog;
   /** Milliseconds since the epoch, for the tokens. */
   readonly now: () => number;
+  /** Milliseconds that only go forward, for the budgets; `performance.now` when absent. */
+  readonly clock?: () => number;
 }

@@ -11,6 +11,32 @@ export function passwordFailed(user: string, reason: string): PgError {
   );
 }
 
+/** The one answer to every bad token that came by OAUTHBEARER, and to a request for discovery. */
+export function oauthFailed(user: string, reason: string): PgError {
+  return fatal(
+    SqlState.InvalidAuthorizationSpecification,
+    `OAuth bearer authentication failed for user "${harmlessText(user)}"`,
+    reason,
+  );
+}
+
+/** A login rule rejects the client; in PostgreSQL's words for such a line of pg_hba.conf. */
+export function rejectedByRule(request: {
+  readonly user: string;
+  readonly database: string;
+  readonly remoteAddress: string;
+  readonly encrypted: boolean;
+}): PgError {
+  const who = `host "${request.remoteAddress}", user "${harmlessText(request.user)}"`;
+  const where = `database "${harmlessText(request.database)}"`;
+  const encryption = request.encrypted ? 'SSL encryption' : 'no encryption';
+  return fatal(
+    SqlState.InvalidAuthorizationSpecification,
+    `pgturnstile rejects connection for ${who}, ${where}, ${encryption}`,
+    'login_rule',
+  );
+}
+
 /** Bytes that came behind a message that had to be answered first. */
 export function earlyBytes(): PgError {
   return fatal(
@@ -25,7 +51,12 @@ export function repeated(request: string): PgError {
   return fatal(SqlState.ProtocolViolation, `${request} is not expected here`, 'repeated_request');
 }
 
-/** No word on the proof itself: keys are away, or too many wait. */
+/** No word on the proof itself: too many wait for theirs to be checked. */
+export function overloaded(reason: string): PgError {
+  return fatal(SqlState.TooManyConnections, 'too many logins at this time', reason);
+}
+
+/** No word on the proof itself: keys are away. */
 export function temporarilyUnavailable(reason: string): PgError {
   return fatal(SqlState.CannotConnectNow, 'authentication is temporarily unavailable', reason);
 }

@@ -11,6 +11,9 @@ import { fatal } from './login-errors.ts';
 const LENGTH_BYTES = 4;
 const CAPACITY_BYTES = 256;
 
+/** PostgreSQL's words for what it waits for (auth.c, auth-sasl.c). */
+export type ResponseName = 'password' | 'SASL';
+
 /** Invariant: never holds a byte beyond the message it waits for. */
 export class LoginReader {
   #bytes: Buffer = Buffer.allocUnsafeSlow(CAPACITY_BYTES);
@@ -19,14 +22,19 @@ export class LoginReader {
   #needed: number = LENGTH_BYTES;
   #headerBytes: number = LENGTH_BYTES;
   #responseBytesMax = 0;
+  #responseName: ResponseName = 'password';
 
   /** The next message is a first packet: no type, 8 to 10,000 bytes. */
   expectFirstPacket(): void {
     this.#expect(LENGTH_BYTES, 0);
   }
 
-  /** The next message answers an authentication request; its declared length is at most `bytesMax`. */
-  expectResponse(bytesMax: number): void {
+  /**
+   * The next message answers an authentication request; its declared length is at most `bytesMax`. `name` is what an
+   * error calls it.
+   */
+  expectResponse(bytesMax: number, name: ResponseName = 'password'): void {
+    this.#responseName = name;
     this.#expect(HEADER_BYTES, bytesMax);
   }
 
@@ -72,12 +80,16 @@ export class LoginReader {
     if (type !== FrontendMessage.PasswordMessage) {
       throw fatal(
         SqlState.ProtocolViolation,
-        `expected password response, got message type ${type}`,
+        `expected ${this.#responseName} response, got message type ${type}`,
         'unexpected_message',
       );
     }
     if (declared < LENGTH_BYTES || declared > this.#responseBytesMax) {
-      throw fatal(SqlState.ProtocolViolation, 'invalid length of password response', 'response_length');
+      throw fatal(
+        SqlState.ProtocolViolation,
+        `invalid length of ${this.#responseName} response`,
+        'response_length',
+      );
     }
     return declared + 1;
   }

@@ -39,13 +39,19 @@ export function isReplacedError(data: PendingData): data is ReplacedError {
   return (data as Partial<ReplacedError>).replacedError !== undefined;
 }
 
-/** The statement would let a guarded role go. */
-export function escapeError(effects: StatementEffects): PgError {
-  return new PgError({
-    code: SqlState.InsufficientPrivilege,
-    message: effects.escape?.message ?? 'permission denied',
-    reason: 'escape',
-  });
+/** Why a session must not run a statement, or null: a guarded role is kept, and so are the claims of a token. */
+export function refusalOf(
+  effects: StatementEffects,
+  guardedRole: string | null,
+  guardsClaims: boolean,
+): { readonly message: string } | null {
+  if (guardedRole !== null) return effects.escape;
+  return guardsClaims ? effects.claimEscape : null;
+}
+
+/** The statement would let a guarded role go, or change what was verified of a token. */
+export function escapeError({ message }: { readonly message: string }): PgError {
+  return new PgError({ code: SqlState.InsufficientPrivilege, message, reason: 'escape' });
 }
 
 export function forbiddenFunction(): PgError {
@@ -75,6 +81,20 @@ export function reservedName(): PgError {
 export function isReservedName(buffer: Buffer, at: number): boolean {
   const end = Math.min(at + SERVER_NAME_PREFIX.length, buffer.length);
   return buffer.toString('latin1', at, end) === SERVER_NAME_PREFIX;
+}
+
+/** `name` as it came, one character a byte. */
+export function takenName(name: string): PgError {
+  return new PgError({
+    code: SqlState.DuplicatePreparedStatement,
+    message: `prepared statement "${Buffer.from(name, 'latin1').toString('utf8')}" already exists`,
+  });
+}
+
+/** Anything but one parameter for the statement that takes an access token. */
+export function badTokenBind(): PgError {
+  const message = 'the access token must be the one parameter, of at most 64 kB';
+  return new PgError({ code: SqlState.InvalidParameterValue, message, reason: 'token_bind' });
 }
 
 export function tooManyStatements(): PgError {

@@ -5,16 +5,19 @@
 import type { Clock } from '../base/clock.ts';
 import type { Wire } from '../net/wire.ts';
 import type { ServerOwner } from '../server/server-owner.ts';
+import type { ClaimSettings } from '../session/claim-settings.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import type { StatementRegistry } from '../session/prepared-statements.ts';
 import { StatementNames } from '../session/statement-names.ts';
 import type { StatementAnalyzer } from '../sql/statement.ts';
 import { EffectsByName } from './effects-by-name.ts';
+import { Reassertion } from './reassert.ts';
 import type { RelayHost } from './relay.ts';
 import { RequestRecord } from './request-record.ts';
 import { SessionEffects } from './session-effects.ts';
 import { StandIns } from './stand-ins.ts';
 import { StatementSender } from './statement-sender.ts';
+import { TokenStatements } from './token-statements.ts';
 import { UnnamedStatement } from './unnamed-statement.ts';
 
 export interface RelayOptions {
@@ -31,6 +34,10 @@ export interface RelayOptions {
   readonly mapUnnamed: boolean;
   /** The role that escapes are refused for and that DISCARD ALL must not drop; null where the login is the role. */
   readonly guardedRole: string | null;
+  /** It entered with a token: settings that carry claims are not its own. */
+  readonly guardsClaims: boolean;
+  /** The claims that its statements run with; null when none are to reach PostgreSQL. */
+  readonly claims: ClaimSettings | null;
   /** Statements that PostgreSQL has prepared for this role before. */
   readonly provenStatements: WeakSet<object>;
 }
@@ -39,6 +46,8 @@ export interface RelayOptions {
 export interface FrameLoop extends ServerOwner {
   /** The client's settings now. */
   readonly parameters: ParameterSet;
+  /** The claims of its token now. */
+  readonly claims: ClaimSettings | null;
   /** Nothing more is taken from the client, nor given to it. */
   readonly closed: boolean;
   requestCount: number;
@@ -48,6 +57,9 @@ export interface FrameLoop extends ServerOwner {
   drop(byteCount: number): void;
   /** Nothing is sent until what is under way is answered. */
   holdBack(): void;
+  /** Nothing is taken from the client until `unpark`: the message at hand comes again. */
+  park(): void;
+  unpark(): void;
   /** The client broke the protocol: the session ends. */
   violate(message: string): void;
 }
@@ -64,19 +76,24 @@ export interface RelayParts {
   readonly sender: StatementSender;
   readonly standIns: StandIns;
   readonly record: RequestRecord;
+  readonly reassertion: Reassertion;
+  readonly tokens: TokenStatements;
 }
 
 export function makeRelayParts(loop: FrameLoop, options: RelayOptions): RelayParts {
   const names = new StatementNames();
+  const record = new RequestRecord();
   return {
     loop,
     options,
     effects: new SessionEffects(),
     names,
-    unnamed: new UnnamedStatement(),
+    unnamed: new UnnamedStatement(names),
     unmapped: new EffectsByName(),
-    sender: new StatementSender(loop),
+    sender: new StatementSender(loop, names, options.provenStatements),
     standIns: new StandIns(loop, names, options.mapNamed),
-    record: new RequestRecord(),
+    record,
+    reassertion: new Reassertion(loop, options.guardedRole, options.parameters),
+    tokens: new TokenStatements(loop, options.host, record),
   };
 }

@@ -17,28 +17,33 @@ import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { Waiter } from '../server/pool.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
 import type { PendingData } from '../server/server-owner.ts';
+import type { ClaimSettings } from '../session/claim-settings.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import type { StatementNames } from '../session/statement-names.ts';
 import { changesHowSqlIsRead } from '../sql/settings.ts';
+import { upholdClaims } from './claim-upkeep.ts';
 import { HeldBytes } from './held-bytes.ts';
 import { KnownPrepares } from './known-prepares.ts';
 import { QueryRelay } from './query-relay.ts';
-import { assertRoleAhead } from './reassert.ts';
+import { assertAhead } from './reassert.ts';
 import { internalFault, protocolViolation, unreadableSql } from './refusals.ts';
 import { type FrameLoop, makeRelayParts, type RelayOptions, type RelayParts } from './relay-parts.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { SessionEffects } from './session-effects.ts';
 import { StatementAnswers } from './statement-answers.ts';
 import { StatementRelay } from './statement-relay.ts';
+import { beginsWithSet, type TokenHost, type TokenInText } from './token-statements.ts';
 
 /** The session, as its relay sees it. */
-export interface RelayHost {
+export interface RelayHost extends TokenHost {
   /** A linked connection, the error that makes it useless to wait, or null: it is waited for. */
   checkout(): ServerConnection | PgError | null;
   /** Nothing is pending on the linked connection. */
   onServerIdle(server: ServerConnection): void;
   /** A connection that was waited for is there. */
-  link(server: ServerConnection): void;
+  link(server: ServerConnection): boolean;
+  /** Others wait for the connection that the session holds and will give back. */
+  readonly contended: boolean;
   /** The client said goodbye, vanished or broke the protocol (`error`, to be told to it). */
   onClientGone(error: PgError | null): void;
   onServerLost(server: ServerConnection, fatalSent: boolean): void;
@@ -53,6 +58,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   readonly wire: Wire;
   server: ServerConnection | null;
   parameters: ParameterSet;
+  /** What its statements run with; another object from the next message on when a new token was taken. */
+  claims: ClaimSettings | null;
   /** What the client's statements did to its session. */
   readonly effects: SessionEffects;
   /** The connection is waited for. */
@@ -68,6 +75,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   readonly #parameterSets: ParameterSets;
   readonly #mapNamed: boolean;
   readonly #guardedRole: string | null;
+  /** Texts are judged, so that they must be read as PostgreSQL reads them. */
+  readonly #guards: boolean;
   readonly #parts: RelayParts;
   readonly #names: StatementNames;
   readonly #record: RequestRecord;
@@ -86,6 +95,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   #crowded: boolean;
   /** A statement that drops prepared ones is under way: nothing is sent behind it until it is answered. */
   #barrier: boolean;
+  /** An access token is being verified: the message that brought it comes again. */
+  #parked: boolean;
 
   constructor(options: RelayOptions) {
     const parts = makeRelayParts(this, options);
@@ -93,6 +104,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.wire = options.wire;
     this.server = null;
     this.parameters = options.parameters;
+    this.claims = options.claims;
     this.effects = parts.effects;
     this.waiting = false;
     this.closed = false;
@@ -104,6 +116,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#parameterSets = options.parameterSets;
     this.#mapNamed = options.mapNamed;
     this.#guardedRole = options.guardedRole;
+    this.#guards = options.guardedRole !== null || options.guardsClaims;
     this.#parts = parts;
     this.#names = parts.names;
     this.#record = parts.record;
@@ -118,6 +131,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#serverSlow = false;
     this.#crowded = false;
     this.#barrier = false;
+    this.#parked = false;
   }
 
   get preparedStatementCount(): number {
@@ -133,7 +147,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
 
   onBytes(buffer: Buffer, start: number, end: number): void {
     this.lastActivityMs = this.#clock.nowMs;
-    if (this.waiting || this.#barrier) return this.#hold(buffer, start, end);
+    if (this.waiting || this.#barrier || this.#parked) return this.#hold(buffer, start, end);
     if (this.#held.length > 0) {
       this.#hold(buffer, start, end);
       this.#processHeld();
@@ -156,9 +170,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   // ---- Waiter ----------------------------------------------------------------------------------------------
 
   onCheckedOut(server: ServerConnection): void {
-    this.waiting = false;
-    this.#host.link(server);
-    this.#processHeld();
+    this.waiting = !this.#host.link(server);
+    if (!this.waiting) this.#processHeld();
   }
 
   onCheckoutFailed(error: PgError): void {
@@ -185,7 +198,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   #hold(buffer: Buffer, start: number, end: number): void {
     this.#held.add(buffer, start, end);
     // A client that talks on while it waits is not read any more; a shorter one is, so that its leaving is seen.
-    if ((this.waiting || this.#barrier) && this.#held.length > WAITING_BYTES_MAX) this.wire.pause();
+    if ((this.waiting || this.#barrier || this.#parked) && this.#held.length > WAITING_BYTES_MAX)
+      this.wire.pause();
   }
 
   #processHeld(): void {
@@ -200,15 +214,18 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     const at = this.#process(held, start, end);
     if (at < end && !this.closed) {
       this.#held.putBack(held, at, end);
-      if ((this.waiting || this.#barrier) && this.#held.length > WAITING_BYTES_MAX) this.wire.pause();
+      if ((this.waiting || this.#barrier || this.#parked) && this.#held.length > WAITING_BYTES_MAX)
+        this.wire.pause();
     }
     this.#flush();
   }
 
   #flush(): void {
     const server = this.server;
-    if (this.#guardedRole !== null && server !== null) {
-      assertRoleAhead(server, this.#guardedRole, this.effects.transaction, this.#passLeft > 0);
+    // Behind a barrier more of the request may follow, and the role be taken by it.
+    if (server !== null && !this.#barrier && (this.#guardedRole !== null || this.claims !== null)) {
+      const clears = this.claims !== null && this.#host.contended;
+      assertAhead(server, this.#guardedRole, clears, this.effects.transaction, this.#passLeft > 0);
     }
     if (server !== null && !server.flush()) {
       this.#serverSlow = true;
@@ -220,11 +237,14 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
       this.wire.pause();
       return;
     }
-    if (!this.waiting && !this.#serverSlow && !this.#barrier && !this.#crowded) this.wire.resume();
+    if (!this.waiting && !this.#serverSlow && !this.#barrier && !this.#crowded && !this.#parked) {
+      this.wire.resume();
+    }
   }
 
   /** The janitor's visit: a client that had too much unanswered is read again. */
   tick(): void {
+    if (this.server !== null) this.#tryLiftBarrier(this.server);
     if (!this.#crowded || (this.server !== null && this.server.pending.length > PENDING_MAX / 2)) return;
     this.#crowded = false;
     this.#flush();
@@ -235,7 +255,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   /** Handles every message that can be handled; answers how far it came. */
   #process(buffer: Buffer, start: number, end: number): number {
     let at = start;
-    while (at < end && !this.closed && !this.#barrier) {
+    while (at < end && !this.closed && !this.#barrier && !this.#parked) {
       if (this.#passLeft > 0) {
         at = this.#pass(buffer, at, end);
         continue;
@@ -322,6 +342,10 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
         return sync + 5;
       }
     }
+    if (type === FrontendMessage.Query && total <= end - at && beginsWithSet(buffer, at + 5)) {
+      const token = this.#queries.tokenIn(buffer, at, at + total);
+      if (token !== null) return this.#takeToken(token) ? at + total : -1;
+    }
     const server = this.#host.checkout();
     if (server === null) {
       this.waiting = true;
@@ -329,6 +353,14 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     }
     if (server instanceof PgError) return this.#refuseAt(server, buffer, at);
     return at;
+  }
+
+  /** A request that is nothing but an access token needs no connection. False: it comes again. */
+  #takeToken(token: TokenInText): boolean {
+    const answer = this.#parts.tokens.answerQuery(token);
+    if (answer === null) return false;
+    this.wire.write(answer);
+    return true;
   }
 
   #refuseAt(error: PgError, buffer: Buffer, at: number): number {
@@ -365,13 +397,20 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     if (this.#mapNamed && !this.#record.replaying) {
       this.#record.add(server.quiet, type, buffer, at, whole ? next : -1);
     }
+    const carried = server.claims;
+    if (carried.stale || carried.settings !== this.claims) {
+      // Behind a Query inside a request nothing of ours may go out before it is known that it was not skipped.
+      if (server.skippable && !server.unsynced && server.pending.owesReady(this)) {
+        this.#barrier = true;
+        return at;
+      }
+      upholdClaims(server, this.claims, this);
+    }
     switch (type) {
       case FrontendMessage.Query:
-        this.#queries.onQuery(server, buffer, at, next);
-        return next;
+        return this.#queries.onQuery(server, buffer, at, next) ? next : at;
       case FrontendMessage.Parse:
-        this.#statements.onParse(server, buffer, at, next);
-        return next;
+        return this.#statements.onParse(server, buffer, at, next) ? next : at;
       case FrontendMessage.Bind:
         return this.#statements.onBind(server, buffer, at, end, total);
       case FrontendMessage.Execute:
@@ -381,8 +420,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
         this.#statements.onSync(server, buffer, at, next);
         return next;
       case FrontendMessage.Describe:
-        this.#statements.onDescribe(server, buffer, at, next);
-        return next;
+        return this.#statements.onDescribe(server, buffer, at, next) ? next : at;
       case FrontendMessage.Close:
         this.#statements.onClose(server, buffer, at, next);
         return next;
@@ -423,6 +461,22 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#barrier = true;
   }
 
+  park(): void {
+    this.#parked = true;
+    // Verifying may take a request to the issuer, through which an idle connection is not kept from others.
+    queueMicrotask(() => {
+      const server = this.server;
+      if (this.#parked && !this.closed && server?.quiet === true) this.#host.onServerIdle(server);
+    });
+  }
+
+  unpark(): void {
+    this.#parked = false;
+    queueMicrotask(() => {
+      if (!this.closed && !this.waiting) this.#processHeld();
+    });
+  }
+
   violate(message: string): void {
     this.#leave(protocolViolation(message));
   }
@@ -453,6 +507,11 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#answers.onNotCompleted(this.server, kind, data, failed, code);
   }
 
+  onSkipping(server: ServerConnection): void {
+    // Queries that are skipped have no ReadyForQuery.
+    this.#tryLiftBarrier(server);
+  }
+
   onError(
     server: ServerConnection,
     kind: PendingKind,
@@ -466,13 +525,13 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   onReadyForQuery(server: ServerConnection, status: number): boolean {
     // A client is idle from the end of its statement on, not from its beginning.
     this.lastActivityMs = this.#clock.nowMs;
-    this.#names.settle();
-    this.#parts.unnamed.settle();
     if (status === TxStatus.Idle) {
       this.effects.onTransactionEnd(server.pending.length === 0);
       this.transactionCount++;
     }
-    if (this.#barrier && !server.pending.hasOwner(this)) this.#liftBarrier();
+    this.#tryLiftBarrier(server);
+    this.#parts.standIns.closeStraysLate(server);
+    if (this.#parts.reassertion.onReady(server, status)) return false;
     this.#parts.sender.closeStale(server, this.#passLeft > 0, this.#record.again);
     if (!this.#record.again) return true;
     this.#record.again = false;
@@ -480,7 +539,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     return false;
   }
 
-  #liftBarrier(): void {
+  #tryLiftBarrier(server: ServerConnection): void {
+    if (!this.#barrier || server.pending.owesReady(this)) return;
     this.#barrier = false;
     // The answers of this tick go out first.
     queueMicrotask(() => {
@@ -498,17 +558,28 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     server.flush();
   }
 
-  onParameterStatus(name: string, value: string): void {
+  onParameterStatus(name: string, value: string): boolean {
     // From here on texts would mean something else to PostgreSQL than to the guard: nothing more may be sent.
-    if (this.#guardedRole !== null && changesHowSqlIsRead(name, value))
-      return this.#leave(unreadableSql(name));
+    if (this.#guards && changesHowSqlIsRead(name, value)) {
+      this.#leave(unreadableSql(name));
+      return false;
+    }
+    const told = this.parameters.values.get(name);
+    const head = this.server === null ? null : this.server.pending.data;
+    if (!this.#parts.reassertion.mayTell(name, value, told, head)) return false;
     this.parameters = this.#parameterSets.with(this.parameters, name, value);
     if (this.server !== null) this.server.parameters = this.parameters;
+    return true;
   }
 
   onServerIdle(server: ServerConnection): void {
     if (this.#passLeft > 0) return;
+    this.#tryLiftBarrier(server);
     this.#statements.forgetPortals();
+    this.#parts.names.settle();
+    this.#parts.unnamed.settle();
+    this.#parts.reassertion.drop();
+    server.statements.settle();
     // PostgreSQL has answered, so what is still queued is for it to drop, and its drain is not ours to wait for.
     if (this.#serverSlow) this.onServerDrain();
     this.#host.onServerIdle(server);

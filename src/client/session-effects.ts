@@ -9,6 +9,7 @@ import { SqlState } from '../protocol/pg-error.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
 import type { ParameterSet } from '../session/parameters.ts';
 import { NO_EFFECTS, type StatementEffects } from '../sql/statement.ts';
+import { noteClaimEffects } from './claim-upkeep.ts';
 
 /** What the statements of the request say about the transaction: nothing, it is or may be open, it ends. */
 export const TransactionHint = { None: 0, Open: 1, Ends: 2 } as const;
@@ -20,6 +21,7 @@ export const UNKNOWN_EFFECTS: StatementEffects = Object.freeze({
   plain: false,
   touchesLocalSettings: true,
   unknownSettings: true,
+  opaque: true,
   hasTransactionControl: true,
 });
 
@@ -49,7 +51,8 @@ export class SessionEffects {
   }
 
   /** A statement is about to be sent. */
-  onSend(effects: StatementEffects): void {
+  onSend(server: ServerConnection, effects: StatementEffects): void {
+    noteClaimEffects(server, effects);
     if (effects.touchesLocalSettings) this.localSettings = true;
     if (effects.copiesIn) {
       this.transaction = TransactionHint.Open;
@@ -70,6 +73,11 @@ export class SessionEffects {
     return failed;
   }
 
+  /** A string that fails takes its settings back, unless it ended a transaction before. */
+  mayHaveCommitted(effects: StatementEffects): boolean {
+    return effects.hasTransactionControl && this.#errorCode !== SqlState.SyntaxError;
+  }
+
   /** A statement or string is answered. `parameters` are the client's settings now. */
   onAnswered(
     server: ServerConnection,
@@ -77,9 +85,8 @@ export class SessionEffects {
     effects: StatementEffects,
     failed: boolean,
   ): void {
-    // A string that fails takes its settings back, unless it ended a transaction before; and PostgreSQL may never
-    // let this role set what it just refused to.
-    if (failed && (!effects.hasTransactionControl || this.#errorCode === SqlState.SyntaxError)) return;
+    // PostgreSQL may never let this role set what it just refused to.
+    if (failed && !this.mayHaveCommitted(effects)) return;
     if (failed && effects.settings.length > 0) this.dirtyInDoubt = true;
     for (const name of effects.settings) this.#noteDirty(server, name);
     if (effects.unknownSettings) this.#pin('settings that cannot be told');

@@ -17,22 +17,28 @@ import { ownBatch, sendParameters } from '../server/own-batch.ts';
 import type { AcceptedStartup, Pool, Waiter } from '../server/pool.ts';
 import { type ServerConnection, ServerState } from '../server/server-connection.ts';
 import { isSessionSetting, type ParameterSets } from '../session/parameters.ts';
-import { changesHowSqlIsRead } from '../sql/settings.ts';
+import { type ClaimNames, claimMessage } from '../sql/claim-names.ts';
+import { changesHowSqlIsRead, settingName } from '../sql/settings.ts';
 
 /**
- * Makes sure of the pool and of the settings. `done` is called once, at once when both are known already; with a
+ * Makes sure of the pool and of the settings. `guarded` are the settings that such a session may not make, null when
+ * it may all. `done` is called once, at once when both are known already; with a
  * PgError when PostgreSQL refuses.
  */
 export function openSession(
   pool: Pool,
   startup: StartupPacket,
+  guarded: ClaimNames | null,
   parameterSets: ParameterSets,
   nowMs: number,
   done: (opened: AcceptedStartup | PgError) => void,
 ): void {
   const settings = new Map([...startup.settings].filter(([name]) => isSessionSetting(name)));
-  if (pool.guardedRole !== null) {
-    for (const [name, value] of settings) if (changesHowSqlIsRead(name, value)) return done(unreadable(name));
+  if (guarded !== null) {
+    for (const [name, value] of settings) {
+      if (changesHowSqlIsRead(name, value)) return done(unreadable(name));
+      if (guarded.has(settingName(name))) return done(notYours(name));
+    }
   }
   const key = JSON.stringify([...settings]);
   const accepted = pool.acceptedStartups.get(key);
@@ -70,13 +76,23 @@ function isTakenAsGiven(name: string, value: string): boolean {
   return name === 'application_name' && PLAIN_NAME.test(value);
 }
 
-/** Under SET ROLE every text is read for ways out of the role, by the rules of the settings that it is read with. */
+/** Every text is read for what the session may not do, by the rules of the settings that it is read with. */
 function unreadable(name: string): PgError {
   return new PgError({
     code: SqlState.InsufficientPrivilege,
     message: `parameter "${name}" cannot be set to this value through this pooler`,
     severity: 'FATAL',
     reason: 'unreadable_sql',
+  });
+}
+
+/** The setting carries what was verified of a token. */
+function notYours(name: string): PgError {
+  return new PgError({
+    code: SqlState.InsufficientPrivilege,
+    message: claimMessage(name),
+    severity: 'FATAL',
+    reason: 'protected_parameter',
   });
 }
 
@@ -124,6 +140,9 @@ class FirstUse implements Waiter {
       this.#pool.release(server, null);
       return this.#finish(new Map());
     }
+    const { target, now } = this.#pool.options;
+    // The client is not in yet, so nobody else would notice that no answer comes.
+    server.cleanDeadlineMs = now() + target.connectTimeoutMs;
     // Start from the defaults, so that a leftover of somebody else is not taken for ours.
     const names = new Set([...server.parameters.values.keys(), ...this.#settings.keys()]);
     const values = [...names].map((name) => this.#settings.get(name) ?? null);
@@ -176,13 +195,20 @@ class FirstUse implements Waiter {
   onError(): Buffer | null {
     return null;
   }
-  onParameterStatus(): void {}
+  onParameterStatus(): boolean {
+    return true;
+  }
+  onSkipping(): void {}
   onServerIdle(): void {}
   onReadyForQuery(): boolean {
     return true;
   }
   onServerDrain(): void {}
-  onServerLost(): void {}
+  onServerLost(): void {
+    this.#finish(
+      new PgError({ code: SqlState.ConnectionFailure, message: 'connection to PostgreSQL was lost' }),
+    );
+  }
 }
 
 /** Everything between the proof and the first request, as one piece of bytes. */

@@ -3,12 +3,12 @@
  * can say what it says of such a name: that it is taken, or that it was deallocated. In truth the client's names
  * stand for statements with names of ours, which PostgreSQL knows nothing of.
  */
-import { FrontendMessage } from '../protocol/codes.ts';
+import { FrontendMessage, TxStatus } from '../protocol/codes.ts';
 import { encodeParse, encodeQuery, SYNC } from '../protocol/message-writer.ts';
 import { ownBatch } from '../server/own-batch.ts';
 import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
-import type { ServerOwner } from '../server/server-owner.ts';
+import type { OwnBatch, ServerOwner } from '../server/server-owner.ts';
 import { SERVER_NAME_PREFIX } from '../session/prepared-statements.ts';
 import type { StatementNames } from '../session/statement-names.ts';
 import type { StatementEffects } from '../sql/statement.ts';
@@ -21,12 +21,15 @@ export class StandIns {
   readonly #mapped: boolean;
   /** Client names whose Parse was sent under the client's own name. */
   #strays: string[] | null;
+  /** The batch of what is sent at the moment. */
+  #open: OwnBatch | null;
 
   constructor(owner: ServerOwner, names: StatementNames, mapped: boolean) {
     this.#owner = owner;
     this.#names = names;
     this.#mapped = mapped;
     this.#strays = null;
+    this.#open = null;
   }
 
   /**
@@ -47,44 +50,38 @@ export class StandIns {
     return this.#names.has(effects.deallocates[0] as string);
   }
 
-  /** Sends the statement that DEALLOCATE_GONE takes away again; with `sync` in front of a Query, else in a request. */
-  sendGone(server: ServerConnection, sync: boolean): void {
-    server.send(GONE_PARSE);
-    if (!sync) {
-      server.expect(PendingKind.Parse, PendingAction.Quiet, this.#owner, null);
-      return;
+  /** Whether the client has a name that is deallocated depends on an earlier request that is not answered. */
+  mustWait(server: ServerConnection, effects: StatementEffects): boolean {
+    for (const name of effects.deallocates) {
+      if (this.#names.mayBeTaken(name)) return server.pending.owesReady(this.#owner);
     }
-    const batch = ownBatch(() => {});
-    server.expect(PendingKind.Parse, PendingAction.Own, null, batch);
-    server.send(SYNC);
-    server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
+    return false;
   }
 
-  /** The same for a string of several statements: under the client's own names, what is left is closed after it. */
-  sendDeallocated(server: ServerConnection, names: readonly string[]): void {
+  /** Sends the statement that DEALLOCATE_GONE takes away again; with `sync` in front of a Query, else in a request. */
+  sendGone(server: ServerConnection, sync: boolean): void {
+    this.#sendParse(server, GONE_PARSE, sync ? this.#batch() : null);
+    this.#sendSync(server);
+  }
+
+  /**
+   * The same for a string of several statements: under the client's own names, what is left is closed after it.
+   * `sync` as above: inside a request it would end the client's implicit transaction, or his skipping.
+   */
+  sendDeallocated(server: ServerConnection, names: readonly string[], sync: boolean): void {
     if (!this.#mapped || names.length === 0) return;
-    const batch = ownBatch(() => {});
-    let sent = false;
     for (const name of names) {
       if (!this.#names.has(name)) continue;
-      sent = true;
-      const bytes = Buffer.from(`${name}\0SELECT\0\0\0`, 'latin1');
-      server.sendByte(FrontendMessage.Parse);
-      server.sendInt32(4 + bytes.length);
-      server.send(bytes);
-      server.expect(PendingKind.Parse, PendingAction.Own, null, batch);
+      this.#sendParse(server, encodeNamedParse(name), sync ? this.#batch() : null);
       this.#addStray(name);
     }
-    // A Sync without need would end the client's implicit transaction.
-    if (!sent) return;
-    server.send(SYNC);
-    server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
+    this.#sendSync(server);
   }
 
   /** The request is sent: what stands on the server under a name of the client is closed behind it. */
   closeStrays(server: ServerConnection): void {
     if (this.#strays === null) return;
-    const batch = ownBatch(() => {});
+    const batch = this.#batch();
     for (const name of this.#strays) {
       const bytes = Buffer.from(`S${name}\0`, 'latin1');
       server.sendByte(FrontendMessage.Close);
@@ -93,8 +90,33 @@ export class StandIns {
       server.expect(PendingKind.Close, PendingAction.Own, null, batch);
     }
     this.#strays = null;
+    this.#sendSync(server);
+  }
+
+  /** A Query inside a request is answered, so it was not skipped; unless something of the client is behind it. */
+  closeStraysLate(server: ServerConnection): void {
+    if (this.#strays === null || server.unsynced || server.pending.owesReady(this.#owner)) return;
+    this.closeStrays(server);
+    server.flush();
+  }
+
+  #sendParse(server: ServerConnection, parse: Buffer, batch: OwnBatch | null): void {
+    server.send(parse);
+    if (batch === null) server.expect(PendingKind.Parse, PendingAction.Quiet, this.#owner, null);
+    else server.expect(PendingKind.Parse, PendingAction.Own, null, batch);
+  }
+
+  /** One batch for everything up to its Sync; without need there is neither. */
+  #batch(): OwnBatch {
+    this.#open ??= ownBatch(() => {});
+    return this.#open;
+  }
+
+  #sendSync(server: ServerConnection): void {
+    if (this.#open === null) return;
     server.send(SYNC);
-    server.expect(PendingKind.Sync, PendingAction.Own, null, batch);
+    server.expect(PendingKind.Sync, PendingAction.Own, null, this.#open);
+    this.#open = null;
   }
 
   #addStray(name: string): void {
@@ -106,6 +128,28 @@ export class StandIns {
 /** The statement drops prepared ones, so that nothing may be sent behind it until it is answered. */
 export function dropsStatements(effects: StatementEffects): boolean {
   return effects.discardsAll || effects.deallocatesAll || effects.deallocates.length > 0;
+}
+
+/** In a failed transaction PostgreSQL refuses most statements: it shall do so here too. */
+export function isDoomed(server: ServerConnection, effects: StatementEffects): boolean {
+  return server.txStatus === TxStatus.Failed && !effects.hasTransactionControl && staysFailed(server);
+}
+
+/** True when nothing that is under way could end the failed transaction. */
+function staysFailed(server: ServerConnection): boolean {
+  const { pending } = server;
+  for (let index = 0; index < pending.length; index++) {
+    const kind = pending.kindAt(index);
+    if (kind === PendingKind.Query || kind === PendingKind.Execute) return false;
+  }
+  return true;
+}
+
+/** A statement under a name that came with one character a byte. */
+function encodeNamedParse(name: string): Buffer {
+  const bytes = Buffer.from(`P....${name}\0SELECT\0\0\0`, 'latin1');
+  bytes.writeInt32BE(bytes.length - 1, 1);
+  return bytes;
 }
 
 const GONE_NAME = `${SERVER_NAME_PREFIX}gone`;

@@ -12,11 +12,13 @@ import { PreparedStatement } from '../session/prepared-statements.ts';
 import type { NameChange, StatementNames } from '../session/statement-names.ts';
 import type { StatementEffects } from '../sql/statement.ts';
 import type { EffectsByName } from './effects-by-name.ts';
+import type { Reassertion } from './reassert.ts';
 import { isReplacedError } from './refusals.ts';
 import type { FrameLoop, RelayParts } from './relay-parts.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { SessionEffects } from './session-effects.ts';
 import type { StatementSender } from './statement-sender.ts';
+import type { TokenStatements } from './token-statements.ts';
 import { isUnnamedMark, type UnnamedStatement } from './unnamed-statement.ts';
 
 /** `server` is the linked connection; null where the session has left it, and then only names are looked after. */
@@ -29,6 +31,8 @@ export class StatementAnswers {
   readonly #unmapped: EffectsByName;
   readonly #sender: StatementSender;
   readonly #record: RequestRecord;
+  readonly #reassertion: Reassertion;
+  readonly #tokens: TokenStatements;
   /** Statements that the current string has deallocated; Infinity is all of them. */
   #deallocated: number;
 
@@ -41,6 +45,8 @@ export class StatementAnswers {
     this.#unmapped = parts.unmapped;
     this.#sender = parts.sender;
     this.#record = parts.record;
+    this.#reassertion = parts.reassertion;
+    this.#tokens = parts.tokens;
     this.#deallocated = 0;
   }
 
@@ -57,6 +63,10 @@ export class StatementAnswers {
       case PendingKind.Query: {
         const failed = this.#effects.takeQueryFailed();
         if (isReplacedError(data)) return;
+        this.#reassertion.onAnswered(
+          data,
+          failed && !this.#effects.mayHaveCommitted(data as StatementEffects),
+        );
         this.#apply(server, data as StatementEffects, failed);
         this.#deallocated = 0;
         return;
@@ -66,18 +76,35 @@ export class StatementAnswers {
       case PendingKind.Bind:
       case PendingKind.Describe:
         return this.#record.drop();
+      case PendingKind.Fake: {
+        const { change } = data as FakeAnswer;
+        if (isUnnamedMark(change as object)) this.#unnamed.onDone(change as object);
+        else this.#names.complete(change as NameChange);
+        return;
+      }
       case PendingKind.Parse:
-        if (data instanceof PreparedStatement) this.#provenStatements.add(data);
-        else if (!isUnnamedMark(data) && !isReplacedError(data)) {
-          this.#provenStatements.add((data as NameChange).statement);
-        }
+        return this.#onParsed(server, data);
+      case PendingKind.Close:
+        if (data instanceof PreparedStatement) server?.statements.complete(data, false);
+        else this.#unnamed.onDone(data);
         return;
       default:
     }
   }
 
+  #onParsed(server: ServerConnection | null, data: PendingData): void {
+    if (isUnnamedMark(data)) return this.#unnamed.onDone(data);
+    if (isReplacedError(data)) return;
+    const statement = data instanceof PreparedStatement ? data : (data as NameChange).statement;
+    if (!(data instanceof PreparedStatement)) this.#names.complete(data as NameChange);
+    if (statement === null) return;
+    this.#provenStatements.add(statement);
+    server?.statements.complete(statement, true);
+  }
+
   #apply(server: ServerConnection | null, effects: StatementEffects, failed: boolean): void {
     if (server !== null) this.#effects.onAnswered(server, this.#loop.parameters, effects, failed);
+    if (!failed) this.#tokens.onCompleted(effects);
     if (failed) {
       if (this.#deallocated === Number.POSITIVE_INFINITY) this.#forgetStatements(server);
       else for (const name of effects.deallocates.slice(0, this.#deallocated)) this.#names.delete(name);
@@ -106,22 +133,25 @@ export class StatementAnswers {
     switch (kind) {
       case PendingKind.Query:
         if (failed) this.#effects.onQueryFailed(code);
+        else this.#reassertion.onSkipped(data);
         return;
       case PendingKind.Fake: {
-        const change = (data as FakeAnswer).change;
-        if (change !== null) this.#names.takeBack(change as NameChange);
+        const { change } = data as FakeAnswer;
+        if (change === null) return;
+        if (isUnnamedMark(change)) this.#unnamed.onNotDropped(server, change);
+        else this.#names.reject(change as NameChange, false);
         return;
       }
       case PendingKind.Parse:
         return this.#onNotParsed(server, data, failed);
       case PendingKind.Close:
-        if (data instanceof PreparedStatement) server?.statements.restore(data);
-        else this.#unnamed.onNotClosed(server, data);
+        if (data instanceof PreparedStatement) server?.statements.reject(data);
+        else this.#unnamed.onNotDropped(server, data);
         return;
       case PendingKind.Bind:
       case PendingKind.Describe:
         if (!failed || code !== SqlState.InvalidSqlStatementName || server === null) return;
-        if (!(data instanceof PreparedStatement)) return;
+        if (!(data instanceof PreparedStatement) || !server.statements.use(data)) return;
         // Someone took the statement away behind our back, e.g. DEALLOCATE ALL in a DO block. Which others are gone
         // nobody knows: each is found out by itself, on this connection by nobody but this client.
         server.statements.delete(data);
@@ -135,12 +165,12 @@ export class StatementAnswers {
     if (isUnnamedMark(data)) {
       this.#unnamed.onNotParsed(server, data, failed);
     } else if (data instanceof PreparedStatement) {
-      server?.statements.delete(data);
+      server?.statements.reject(data);
     } else if (!isReplacedError(data)) {
       const change = data as NameChange;
-      server?.statements.delete(change.statement);
+      if (change.statement !== null) server?.statements.reject(change.statement);
       // A Parse of the unnamed statement drops the old one before it looks at the new (exec_parse_message).
-      this.#names.takeBack(failed && change.name === '' ? { ...change, restore: null } : change);
+      this.#names.reject(change, failed && change.name === '');
     } else if (!failed && server !== null) {
       server.unnamedId = UNNAMED_FOREIGN;
     }

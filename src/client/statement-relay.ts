@@ -7,7 +7,7 @@
  */
 import { DescribeTarget, FrontendMessage, TxStatus } from '../protocol/codes.ts';
 import { CLOSE_COMPLETE, PARSE_COMPLETE } from '../protocol/message-writer.ts';
-import type { PgError } from '../protocol/pg-error.ts';
+import { PgError } from '../protocol/pg-error.ts';
 import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
 import {
@@ -17,22 +17,39 @@ import {
 } from '../session/prepared-statements.ts';
 import type { StatementNames } from '../session/statement-names.ts';
 import { NO_EFFECTS, type StatementAnalyzer, type StatementEffects } from '../sql/statement.ts';
+import { restoreClaims } from './claim-upkeep.ts';
 import { EffectsByName } from './effects-by-name.ts';
 import { assertRoleAfterDiscard, restoreStartupSettings } from './reassert.ts';
 import {
+  badTokenBind,
   escapeError,
   isReservedName,
   missingStatement,
+  refusalOf,
   reservedName,
   sendFailing,
+  takenName,
   tooManyStatements,
 } from './refusals.ts';
 import type { FrameLoop, RelayOptions, RelayParts } from './relay-parts.ts';
 import type { RequestRecord } from './request-record.ts';
-import type { SessionEffects } from './session-effects.ts';
-import { DEALLOCATE_GONE_PARSE, DEALLOCATE_GONE_TAIL, dropsStatements, type StandIns } from './stand-ins.ts';
+import { type SessionEffects, TransactionHint } from './session-effects.ts';
+import {
+  DEALLOCATE_GONE_PARSE,
+  DEALLOCATE_GONE_TAIL,
+  dropsStatements,
+  isDoomed,
+  type StandIns,
+} from './stand-ins.ts';
 import type { StatementSender } from './statement-sender.ts';
-import type { UnnamedStatement } from './unnamed-statement.ts';
+import {
+  offerOf,
+  REPLACED_TAIL,
+  readTokenBind,
+  type TokenInText,
+  TokenStatements,
+} from './token-statements.ts';
+import { sendRefusedBind, type UnnamedStatement } from './unnamed-statement.ts';
 
 /** Invariant: every message is sent with its entry in the queue, or answered in its turn without being sent. */
 export class StatementRelay {
@@ -42,7 +59,8 @@ export class StatementRelay {
   readonly #registry: StatementRegistry;
   readonly #mapNamed: boolean;
   readonly #mapUnnamed: boolean;
-  readonly #guarded: boolean;
+  readonly #guardedRole: string | null;
+  readonly #guardsClaims: boolean;
   readonly #effects: SessionEffects;
   readonly #names: StatementNames;
   readonly #unnamed: UnnamedStatement;
@@ -50,6 +68,7 @@ export class StatementRelay {
   readonly #sender: StatementSender;
   readonly #standIns: StandIns;
   readonly #record: RequestRecord;
+  readonly #tokens: TokenStatements;
   /** Of the portal without a name, and of the others. */
   #portalEffects: StatementEffects;
   readonly #portals: EffectsByName;
@@ -63,7 +82,8 @@ export class StatementRelay {
     this.#registry = parts.options.registry;
     this.#mapNamed = parts.options.mapNamed;
     this.#mapUnnamed = parts.options.mapUnnamed;
-    this.#guarded = parts.options.guardedRole !== null;
+    this.#guardedRole = parts.options.guardedRole;
+    this.#guardsClaims = parts.options.guardsClaims;
     this.#effects = parts.effects;
     this.#names = parts.names;
     this.#unnamed = parts.unnamed;
@@ -71,6 +91,7 @@ export class StatementRelay {
     this.#sender = parts.sender;
     this.#standIns = parts.standIns;
     this.#record = parts.record;
+    this.#tokens = parts.tokens;
     this.#portalEffects = NO_EFFECTS;
     this.#portals = new EffectsByName();
     this.#holdBackAtSync = false;
@@ -83,45 +104,87 @@ export class StatementRelay {
 
   // ---- Parse -----------------------------------------------------------------------------------------------
 
-  onParse(server: ServerConnection, buffer: Buffer, start: number, end: number): void {
+  /** False when it has to wait for the answer to an earlier request; it then comes again. */
+  onParse(server: ServerConnection, buffer: Buffer, start: number, end: number): boolean {
     const nameEnd = buffer.indexOf(0, start + 5);
     const textEnd = nameEnd < 0 || nameEnd >= end ? -1 : buffer.indexOf(0, nameEnd + 1);
     if (textEnd < 0 || textEnd + 3 > end || end - textEnd - 3 !== 4 * buffer.readUInt16BE(textEnd + 1)) {
-      return this.#loop.violate('malformed Parse message');
+      this.#loop.violate('malformed Parse message');
+      return true;
     }
-    if (this.#record.replaying) return;
+    if (this.#record.replaying) return true;
     const isUnnamed = nameEnd === start + 5;
     if (isUnnamed ? !this.#mapUnnamed : !this.#mapNamed) {
       return this.#parseUnmapped(server, buffer, start, end, nameEnd, textEnd);
     }
-    const statement = this.#statementOf(buffer, nameEnd + 1, textEnd, end);
-    if (this.#guarded && statement.effects.escape !== null) {
-      return this.#fail(server, escapeError(statement.effects));
-    }
     const name = isUnnamed ? '' : buffer.toString('latin1', start + 5, nameEnd);
-    const restore = isUnnamed ? this.#names.find('') : null;
-    if (!isUnnamed) {
-      if (name.startsWith(SERVER_NAME_PREFIX)) return this.#fail(server, reservedName());
-      if (this.#names.has(name)) return this.#standIns.sendDuplicate(server, buffer, start, end, name);
-      if (this.#names.full) return this.#fail(server, tooManyStatements());
+    if (!isUnnamed && this.#names.mayBeTaken(name) && this.#waits(server)) return false;
+    const statement = this.#statementOf(buffer, nameEnd + 1, textEnd, end);
+    if (statement === null) return false;
+    if (statement instanceof PgError) return this.#fail(server, statement);
+    const refusal = this.#refusal(statement.effects);
+    if (refusal !== null) return this.#fail(server, refusal);
+    if (isUnnamed) {
+      this.#parseMapped(server, name, statement);
+    } else if (name.startsWith(SERVER_NAME_PREFIX)) {
+      this.#fail(server, reservedName());
+    } else if (this.#names.has(name) && offerOf(statement.effects) !== null) {
+      this.#fail(server, takenName(name));
+    } else if (this.#names.has(name)) {
+      this.#standIns.sendDuplicate(server, buffer, start, end, name);
+    } else if (this.#names.full) {
+      this.#fail(server, tooManyStatements());
+    } else {
+      this.#parseMapped(server, name, statement);
     }
-    this.#names.set(name, statement);
-    if (!server.statements.use(statement)) {
-      return this.#sender.parse(server, statement, PendingAction.Forward, { name, statement, restore });
-    }
-    if (isDoomed(server, statement)) {
-      this.#names.delete(name);
-      return this.#sender.parseDoomed(server, statement);
-    }
-    server.fake(
-      this.#loop,
-      PARSE_COMPLETE,
-      server.pending.length === 0 ? null : { name, statement, restore },
-    );
+    return true;
   }
 
-  /** The statement with the text in `buffer[start, textEnd)` and the parameter types behind it. */
-  #statementOf(buffer: Buffer, start: number, textEnd: number, end: number): PreparedStatement {
+  /** The name is free, or the unnamed one. */
+  #parseMapped(server: ServerConnection, name: string, statement: PreparedStatement): void {
+    const mayFail = this.#mayFail(server);
+    const skippable = server.skippable || mayFail;
+    if (!this.#sender.holdsParsed(server, statement)) {
+      const change = this.#names.change(name, statement, skippable);
+      this.#sender.parse(server, statement, PendingAction.Forward, change);
+    } else if (isDoomed(server, statement.effects)) {
+      // The old unnamed statement goes before PostgreSQL looks at the new one (postgres.c, exec_parse_message).
+      if (name === '') server.fake(this.#loop, NOTHING, this.#names.change('', null, skippable));
+      this.#sender.parseDoomed(server, statement);
+    } else if (mayFail) {
+      this.#sender.parseAnew(server, statement, this.#names.change(name, statement, skippable));
+    } else if (server.pending.length === 0) {
+      this.#names.set(name, statement);
+      server.fake(this.#loop, PARSE_COMPLETE, null);
+    } else {
+      server.fake(this.#loop, PARSE_COMPLETE, this.#names.change(name, statement, skippable));
+    }
+  }
+
+  /** The transaction has failed, or what is on its way may let it fail: PostgreSQL then refuses most texts. */
+  #mayFail(server: ServerConnection): boolean {
+    if (server.txStatus === TxStatus.Failed) return true;
+    if (server.txStatus === TxStatus.Idle && this.#effects.transaction === TransactionHint.None) return false;
+    return server.pending.owesReady(this.#loop);
+  }
+
+  /** What the message means depends on an earlier request that is not answered: nothing is sent until it is. */
+  #waits(server: ServerConnection): boolean {
+    if (!server.pending.owesReady(this.#loop)) return false;
+    this.#loop.holdBack();
+    return true;
+  }
+
+  /**
+   * The statement with the text in `buffer[start, textEnd)` and the parameter types behind it. For a text that holds
+   * an access token another one stands, or an error; null: the message has to come again.
+   */
+  #statementOf(
+    buffer: Buffer,
+    start: number,
+    textEnd: number,
+    end: number,
+  ): PreparedStatement | PgError | null {
     // Inside a transaction with local settings a text may mean something else: then it is nobody else's.
     const key = this.#effects.localSettings
       ? null
@@ -129,6 +192,8 @@ export class StatementRelay {
     const known = key === null ? undefined : this.#registry.find(key);
     if (known !== undefined) return known;
     const effects = this.#analyzer.analyze(buffer.toString('latin1', start, textEnd));
+    if (effects.token !== null && effects.token.kind !== 'parameter')
+      return this.#tokenStatement(effects.token);
     return this.#standIns.isGone(effects)
       ? this.#registry.make(null, DEALLOCATE_GONE_TAIL, effects)
       : this.#registry.make(key, buffer.subarray(start, end), effects);
@@ -141,15 +206,19 @@ export class StatementRelay {
     end: number,
     nameEnd: number,
     textEnd: number,
-  ): void {
+  ): boolean {
     const effects = this.#analyzer.analyze(buffer.toString('latin1', nameEnd + 1, textEnd));
-    if (this.#guarded && effects.escape !== null) return this.#fail(server, escapeError(effects));
+    if (effects.token !== null && effects.token.kind !== 'parameter') {
+      return this.#parseToken(server, effects.token, buffer, start, nameEnd);
+    }
+    const refusal = this.#refusal(effects);
+    if (refusal !== null) return this.#fail(server, refusal);
     if (nameEnd !== start + 5) {
       if (isReservedName(buffer, start + 5)) return this.#fail(server, reservedName());
       this.#unmapped.note(buffer, start + 5, nameEnd, effects);
       server.send(buffer, start, end);
       server.expect(PendingKind.Parse, PendingAction.Forward, this.#loop, null);
-      return;
+      return true;
     }
     const id = this.#registry.takeUnnamedId();
     if (this.#standIns.isGone(effects)) {
@@ -158,15 +227,57 @@ export class StatementRelay {
     } else {
       this.#unnamed.parse(server, this.#loop, id, effects, buffer, start, end);
     }
+    return true;
   }
 
-  #fail(server: ServerConnection, error: PgError): void {
+  /** A text with an access token: what is prepared is another, private to this client. */
+  #tokenStatement(token: TokenInText): PreparedStatement | PgError | null {
+    const effects = this.#tokens.resolve(token);
+    if (effects === null || effects instanceof PgError) return effects;
+    return this.#registry.make(null, REPLACED_TAIL, effects);
+  }
+
+  /** The same where statements are not mapped. */
+  #parseToken(
+    server: ServerConnection,
+    token: TokenInText,
+    buffer: Buffer,
+    start: number,
+    nameEnd: number,
+  ): boolean {
+    const effects = this.#tokens.resolve(token);
+    if (effects === null) return false;
+    if (effects instanceof PgError) return this.#fail(server, effects);
+    const parse = TokenStatements.parseOf(buffer.toString('latin1', start + 5, nameEnd));
+    if (nameEnd === start + 5) {
+      const id = this.#registry.takeUnnamedId();
+      this.#unnamed.parse(server, this.#loop, id, effects, parse, 0, parse.length);
+      return true;
+    }
+    if (isReservedName(buffer, start + 5)) return this.#fail(server, reservedName());
+    this.#unmapped.note(buffer, start + 5, nameEnd, effects);
+    server.send(parse);
+    server.expect(PendingKind.Parse, PendingAction.Forward, this.#loop, null);
+    return true;
+  }
+
+  /** Always true: the message is dealt with. */
+  #refusal(effects: StatementEffects): PgError | null {
+    const refusal = refusalOf(effects, this.#guardedRole, this.#guardsClaims);
+    return refusal === null ? null : escapeError(refusal);
+  }
+
+  #fail(server: ServerConnection, error: PgError): boolean {
     sendFailing(server, this.#loop, FrontendMessage.Parse, error);
+    return true;
   }
 
   // ---- Bind, Describe, Close -------------------------------------------------------------------------------
 
-  /** Answers where to go on, or -1 when its names are not there yet. `buffer[start, end)` may hold its head only. */
+  /**
+   * Answers where to go on: `start` when it has to wait for the answer to an earlier request, -1 when its names are
+   * not there yet. `buffer[start, end)` may hold its head only.
+   */
   onBind(server: ServerConnection, buffer: Buffer, start: number, end: number, total: number): number {
     const limit = Math.min(start + total, end);
     const portalEnd = buffer.indexOf(0, start + 5);
@@ -178,12 +289,29 @@ export class StatementRelay {
     const isUnnamed = nameEnd === portalEnd + 1;
     let statement: PreparedStatement | null = null;
     let effects: StatementEffects;
+    let doomed = false;
     if (isUnnamed ? this.#mapUnnamed : this.#mapNamed) {
-      statement = this.#find(isUnnamed ? '' : buffer.toString('latin1', portalEnd + 1, nameEnd));
+      const name = isUnnamed ? '' : buffer.toString('latin1', portalEnd + 1, nameEnd);
+      if (this.#names.isInDoubt(name, this.#options.provenStatements) && this.#waits(server)) return start;
+      statement = this.#find(name);
       effects = statement === null ? NO_EFFECTS : statement.effects;
-      if (statement !== null) this.#sender.ensure(server, statement);
+      if (statement !== null && !this.#sender.holds(server, statement)) {
+        doomed = isDoomed(server, effects);
+        if (!doomed) this.#sender.ensure(server, statement);
+      }
+    } else if (isUnnamed && this.#unnamed.mayBeSkipped && this.#waits(server)) {
+      return start;
     } else {
       effects = isUnnamed ? this.#unnamed.effects : this.#unmapped.find(buffer, portalEnd + 1, nameEnd);
+    }
+    if (isUnnamed && !this.#mapUnnamed) doomed = this.#unnamed.isMissing(server) && isDoomed(server, effects);
+    if (doomed) {
+      sendRefusedBind(server, this.#loop);
+      this.#loop.drop(total);
+      return start;
+    }
+    if (effects.token !== null) {
+      return this.#bindToken(server, statement, buffer, start, end, total, portalEnd, nameEnd);
     }
     if (portalEnd === start + 5) this.#portalEffects = effects;
     else this.#portals.note(buffer, start + 5, portalEnd, effects);
@@ -203,6 +331,40 @@ export class StatementRelay {
     return start;
   }
 
+  /** The parameter is an access token, and PostgreSQL gets an empty one. Answers like `onBind`. */
+  #bindToken(
+    server: ServerConnection,
+    statement: PreparedStatement | null,
+    buffer: Buffer,
+    start: number,
+    end: number,
+    total: number,
+    portalEnd: number,
+    nameEnd: number,
+  ): number {
+    const next = start + total;
+    if (next > end && total <= NAME_BYTES_MAX) return -1;
+    const bind = next > end ? null : readTokenBind(buffer, nameEnd + 1, next);
+    if (bind === null) {
+      this.#fail(server, badTokenBind());
+      this.#loop.drop(total);
+      return start;
+    }
+    const effects = this.#tokens.resolveToken(bind.token);
+    if (effects === null) return start;
+    if (portalEnd === start + 5) this.#portalEffects = effects;
+    else this.#portals.note(buffer, start + 5, portalEnd, effects);
+    const name = statement?.serverNameBytes ?? buffer.subarray(portalEnd + 1, nameEnd + 1);
+    if (statement === null && name.length === 1) this.#unnamed.ensure(server, this.#loop);
+    server.sendByte(FrontendMessage.Bind);
+    server.sendInt32(portalEnd - start + name.length + bind.tail.length);
+    server.send(buffer, start + 5, portalEnd + 1);
+    server.send(name);
+    server.send(bind.tail);
+    server.expect(PendingKind.Bind, PendingAction.Forward, this.#loop, statement);
+    return next;
+  }
+
   /** `length` is what the message says of itself, but for the statement's name. */
   #sendBindHead(
     server: ServerConnection,
@@ -220,20 +382,34 @@ export class StatementRelay {
     server.expect(PendingKind.Bind, PendingAction.Forward, this.#loop, statement);
   }
 
-  onDescribe(server: ServerConnection, buffer: Buffer, start: number, end: number): void {
-    if (end - start < 7 || buffer[end - 1] !== 0) return this.#loop.violate('malformed Describe message');
+  /** False when it has to wait for the answer to an earlier request; it then comes again. */
+  onDescribe(server: ServerConnection, buffer: Buffer, start: number, end: number): boolean {
+    if (end - start < 7 || buffer[end - 1] !== 0) {
+      this.#loop.violate('malformed Describe message');
+      return true;
+    }
     if (buffer[start + 5] === DescribeTarget.Statement) {
       const isUnnamed = end === start + 7;
       if (isUnnamed ? this.#mapUnnamed : this.#mapNamed) {
         const name = buffer.toString('latin1', start + 6, end - 1);
+        if (this.#names.isInDoubt(name, this.#options.provenStatements) && this.#waits(server)) return false;
         const statement = this.#find(name);
-        if (statement !== null) return this.#sendDescribe(server, statement);
-        if (isReservedName(buffer, start + 6)) return this.#fail(server, missingStatement(name));
+        if (statement !== null) {
+          this.#sendDescribe(server, statement);
+          return true;
+        }
+        if (isReservedName(buffer, start + 6)) {
+          this.#fail(server, missingStatement(name));
+          return true;
+        }
+      } else if (isUnnamed && this.#unnamed.mayBeSkipped && this.#waits(server)) {
+        return false;
       }
       if (isUnnamed) this.#unnamed.ensure(server, this.#loop);
     }
     server.send(buffer, start, end);
     server.expect(PendingKind.Describe, PendingAction.Forward, this.#loop, null);
+    return true;
   }
 
   #sendDescribe(server: ServerConnection, statement: PreparedStatement): void {
@@ -258,10 +434,12 @@ export class StatementRelay {
       if (isUnnamed ? this.#mapUnnamed : this.#mapNamed) {
         const name = buffer.toString('latin1', start + 6, end - 1);
         const statement = this.#names.find(name);
-        if (statement !== null || isUnnamed || isReservedName(buffer, start + 6)) {
-          this.#names.delete(name);
-          const undo = statement !== null && server.pending.length > 0;
-          server.fake(this.#loop, CLOSE_COMPLETE, undo ? { name, statement, restore: statement } : null);
+        const open = this.#names.isOpen(name);
+        if (statement !== null || open || isUnnamed || isReservedName(buffer, start + 6)) {
+          const noted = server.pending.length > 0 && (statement !== null || open);
+          if (!noted) this.#names.delete(name);
+          const change = noted ? this.#names.change(name, null, server.skippable) : null;
+          server.fake(this.#loop, CLOSE_COMPLETE, change);
           return;
         }
       } else if (isUnnamed) {
@@ -284,12 +462,18 @@ export class StatementRelay {
       server.expect(PendingKind.Execute, PendingAction.Forward, loop, null);
       return;
     }
-    this.#effects.onSend(effects);
+    const refusal = this.#tokens.refusalOf(effects);
+    if (refusal !== null) {
+      this.#fail(server, refusal);
+      return;
+    }
+    this.#effects.onSend(server, effects);
     if (this.#standIns.isGone(effects)) this.#standIns.sendGone(server, false);
     server.send(buffer, start, end);
     server.expect(PendingKind.Execute, PendingAction.Forward, loop, effects);
     assertRoleAfterDiscard(server, this.#options.guardedRole, effects, false);
-    restoreStartupSettings(server, loop, this.#options.parameters, effects, false);
+    restoreStartupSettings(server, loop, this.#options.parameters, effects);
+    restoreClaims(server, loop.claims, effects);
     if (dropsStatements(effects)) this.#holdBackAtSync = true;
   }
 
@@ -299,7 +483,7 @@ export class StatementRelay {
     loop.requestCount++;
     server.send(buffer, start, end);
     server.expect(PendingKind.Sync, PendingAction.Forward, loop, null);
-    this.#unnamed.onSync(server);
+    this.#names.request++;
     this.#standIns.closeStrays(server);
     if (!this.#holdBackAtSync) return;
     this.#holdBackAtSync = false;
@@ -307,22 +491,6 @@ export class StatementRelay {
   }
 }
 
-/** In a failed transaction PostgreSQL refuses a Parse of most statements: it shall do so here too. */
-function isDoomed(server: ServerConnection, statement: PreparedStatement): boolean {
-  return (
-    server.txStatus === TxStatus.Failed && !statement.effects.hasTransactionControl && staysFailed(server)
-  );
-}
-
-/** True when nothing that is under way could end the failed transaction. */
-function staysFailed(server: ServerConnection): boolean {
-  const { pending } = server;
-  for (let index = 0; index < pending.length; index++) {
-    const kind = pending.kindAt(index);
-    if (kind < PendingKind.Parse || kind === PendingKind.Execute) return false;
-  }
-  return true;
-}
-
 /** How much of a Bind may come without its names being whole. */
 const NAME_BYTES_MAX = 64 * 1024;
+const NOTHING: Buffer = Buffer.alloc(0);

@@ -11,25 +11,45 @@ import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
 import type { ServerOwner } from '../server/server-owner.ts';
 import type { PreparedStatement } from '../session/prepared-statements.ts';
-import type { NameChange } from '../session/statement-names.ts';
+import type { NameChange, StatementNames } from '../session/statement-names.ts';
 
 /** Invariant: `#stale` is a statement that the connection holds and `server.statements` does not. */
 export class StatementSender {
   readonly #owner: ServerOwner;
+  readonly #names: StatementNames;
+  readonly #provenStatements: WeakSet<object>;
   /** The statement whose plan went stale. */
   #stale: PreparedStatement | null;
 
-  constructor(owner: ServerOwner) {
+  constructor(owner: ServerOwner, names: StatementNames, provenStatements: WeakSet<object>) {
     this.#owner = owner;
+    this.#names = names;
+    this.#provenStatements = provenStatements;
     this.#stale = null;
+  }
+
+  /** The connection holds the statement when what is sent next gets there; it then counts as used. */
+  holds(server: ServerConnection, statement: PreparedStatement): boolean {
+    const { statements } = server;
+    return statements.use(statement) && !statements.inDoubt(statement, this.#names.request, true);
+  }
+
+  /** The same, and PostgreSQL has parsed its text: a Parse need not be sent to be sure of that. */
+  holdsParsed(server: ServerConnection, statement: PreparedStatement): boolean {
+    const { statements } = server;
+    if (!statements.use(statement)) return false;
+    return !statements.inDoubt(statement, this.#names.request, this.#provenStatements.has(statement));
   }
 
   /** The connection holds the statement when what is sent next gets there. */
   ensure(server: ServerConnection, statement: PreparedStatement): void {
-    if (!server.statements.use(statement)) this.parse(server, statement, PendingAction.Quiet, statement);
+    if (!this.holds(server, statement)) this.parse(server, statement, PendingAction.Quiet, statement);
   }
 
-  /** Sends Parse under our name, making room for it where the server holds too many. */
+  /**
+   * Sends Parse under our name, making room for it where the server holds too many. Where an earlier request may
+   * have left the statement there or not, it is closed first: Close of what is not there is no error.
+   */
   parse(
     server: ServerConnection,
     statement: PreparedStatement,
@@ -39,11 +59,19 @@ export class StatementSender {
     if (statement === this.#stale) {
       this.#stale = null;
       this.#close(server, statement);
+    } else if (server.statements.inDoubt(statement, this.#names.request, false)) {
+      this.#close(server, statement);
     }
-    const evicted = server.statements.add(statement);
+    const evicted = server.statements.add(statement, this.#names.request, server.skippable);
     if (evicted !== null) this.#close(server, evicted);
     this.#sendParse(server, statement);
     server.expect(PendingKind.Parse, action, this.#owner, change);
+  }
+
+  /** Sends the Parse of a statement that the connection holds, so that PostgreSQL itself says what it says of it. */
+  parseAnew(server: ServerConnection, statement: PreparedStatement, change: NameChange): void {
+    this.#close(server, statement);
+    this.parse(server, statement, PendingAction.Forward, change);
   }
 
   /** A Parse that PostgreSQL will refuse, because the transaction has failed: it says so itself. */
@@ -87,6 +115,7 @@ export class StatementSender {
   }
 
   #close(server: ServerConnection, statement: PreparedStatement): void {
+    server.statements.remove(statement, this.#names.request, server.skippable);
     server.sendByte(FrontendMessage.Close);
     server.sendInt32(5 + statement.serverNameBytes.length);
     server.sendByte(DescribeTarget.Statement);

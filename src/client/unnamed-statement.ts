@@ -1,50 +1,48 @@
 /**
  * A client's unnamed statement where it is not mapped: its Parse is kept, so that it can be sent again when another
  * server connection, or another client's Parse on the same one, stands between it and its Bind. Which unnamed
- * statement a connection holds is told by a number.
+ * statement a connection holds is told by a number. In a pipeline the answers say which of several it was.
  *
  * Hot: looked at for every Bind without a name. The kept bytes are one buffer that is used again.
  */
-import { encodeClose } from '../protocol/message-writer.ts';
+import { encodeBind, encodeClose, encodeParse } from '../protocol/message-writer.ts';
 import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
 import { type PendingData, type ServerOwner, UNNAMED_FOREIGN } from '../server/server-owner.ts';
+import type { StatementNames } from '../session/statement-names.ts';
 import { NO_EFFECTS, type StatementEffects } from '../sql/statement.ts';
 
-/** What a Parse or Close replaced, where PostgreSQL may still skip it. */
-interface UnnamedChange {
-  readonly parse: Buffer | null;
-  readonly length: number;
-  readonly effects: StatementEffects;
-  readonly id: number;
-  /** What the server held before. */
-  readonly serverId: number;
-}
-
-/** Invariant: `#length` is 0 exactly while the client has no unnamed statement. */
+/** Invariant: once nothing is under way, `#current` is what PostgreSQL's answers said. */
 export class UnnamedStatement {
-  /** The Parse message. */
-  #parse: Buffer | null;
-  #length: number;
-  #effects: StatementEffects;
-  /** Its number; another text has another. */
-  #id: number;
-  /** Its Parse may be skipped, which would leave the server with somebody else's. */
-  #inDoubt: boolean;
-  /** An error gave back the old statement, until its request is over. */
-  #takenBack: boolean;
+  readonly #names: StatementNames;
+  /** Null: the client has none. */
+  #current: KeptParse | null;
+  /** As far as PostgreSQL has answered; of no meaning while `#openCount` is 0. */
+  #answered: KeptParse | null;
+  /** Changes that are not answered; the request of the last, and whether an error in front of it could skip it. */
+  #openCount: number;
+  #openRequest: number;
+  #openSkippable: boolean;
+  /** Its buffer is free. */
+  #spare: KeptParse | null;
 
-  constructor() {
-    this.#parse = null;
-    this.#length = 0;
-    this.#effects = NO_EFFECTS;
-    this.#id = 0;
-    this.#inDoubt = false;
-    this.#takenBack = false;
+  constructor(names: StatementNames) {
+    this.#names = names;
+    this.#current = null;
+    this.#answered = null;
+    this.#openCount = 0;
+    this.#openRequest = 0;
+    this.#openSkippable = false;
+    this.#spare = null;
   }
 
   get effects(): StatementEffects {
-    return this.#effects;
+    return this.#current === null ? NO_EFFECTS : this.#current.effects;
+  }
+
+  /** An earlier request may or may not have changed it: an error in front of that would have skipped it. */
+  get mayBeSkipped(): boolean {
+    return this.#openCount > 0 && this.#openSkippable && this.#openRequest !== this.#names.request;
   }
 
   /** Sends its Parse, `buffer[start, end)`, under a new number. */
@@ -57,38 +55,45 @@ export class UnnamedStatement {
     start: number,
     end: number,
   ): void {
-    // What PostgreSQL reads first it cannot skip; in a pipeline the old statement may turn out to be still there.
-    const change = server.pending.length === 0 ? UNNAMED : this.#giveAway(server);
-    this.#keep(buffer, start, end);
-    this.#effects = effects;
-    this.#id = id;
-    this.#inDoubt = change !== UNNAMED;
+    let kept: KeptParse | null = null;
+    if (this.#openCount === 0) {
+      // Alone it is either parsed or refused, so nobody needs the old one; in a pipeline it may be skipped.
+      if (server.pending.length === 0) kept = this.#current ?? this.#spare;
+      this.#answered = kept === null ? this.#current : null;
+      this.#spare = null;
+    }
+    kept ??= new KeptParse();
+    kept.keep(id, effects, buffer, start, end);
+    this.#begin(server, kept);
     server.unnamedId = id;
     server.send(buffer, start, end);
-    server.expect(PendingKind.Parse, PendingAction.Forward, owner, change);
+    server.expect(PendingKind.Parse, PendingAction.Forward, owner, kept);
   }
 
   /** Sends its Close, `buffer[start, end)`. */
   close(server: ServerConnection, owner: ServerOwner, buffer: Buffer, start: number, end: number): void {
-    const change = server.pending.length === 0 ? null : this.#giveAway(server);
-    this.forget(server);
+    const noted = this.#drop(server);
+    server.unnamedId = 0;
     server.send(buffer, start, end);
-    server.expect(PendingKind.Close, PendingAction.Forward, owner, change);
+    server.expect(PendingKind.Close, PendingAction.Forward, owner, noted ? UNNAMED_DROPPED : null);
   }
 
-  /** It is gone, here and there. */
-  forget(server: ServerConnection): void {
-    this.#length = 0;
+  /** A simple Query is about to be sent, which drops it (postgres.c, exec_simple_query), unless it is skipped. */
+  forget(server: ServerConnection, owner: ServerOwner): void {
+    if ((this.#current !== null || this.#openCount > 0) && this.#drop(server)) {
+      server.fake(owner, NOTHING, UNNAMED_DROPPED);
+    }
     server.unnamedId = 0;
   }
 
   /** The server's unnamed statement must be this client's last one, or none at all. */
   ensure(server: ServerConnection, owner: ServerOwner): void {
-    if (this.#length > 0 && this.#parse !== null) {
-      if (server.unnamedId === this.#id) return;
-      server.send(this.#parse, 0, this.#length);
+    const current = this.#current;
+    if (current !== null) {
+      if (server.unnamedId === current.id) return;
+      server.send(current.bytes, 0, current.length);
       server.expect(PendingKind.Parse, PendingAction.Quiet, owner, UNNAMED_AGAIN);
-      server.unnamedId = this.#id;
+      server.unnamedId = current.id;
       return;
     }
     if (server.unnamedId === 0) return;
@@ -97,92 +102,114 @@ export class UnnamedStatement {
     server.unnamedId = 0;
   }
 
-  /** Behind this Sync PostgreSQL listens again, whatever became of the Parse: it is sent anew if it is needed. */
-  onSync(server: ServerConnection): void {
-    if (!this.#inDoubt) return;
-    this.#inDoubt = false;
-    server.unnamedId = UNNAMED_FOREIGN;
+  /** The client has one, and the server does not hold it. */
+  isMissing(server: ServerConnection): boolean {
+    return this.#current !== null && server.unnamedId !== this.#current.id;
+  }
+
+  /** Noted changes are answered, one by one and in order: PostgreSQL did it. */
+  onDone(data: PendingData): void {
+    if (this.#openCount === 0 || data === UNNAMED_AGAIN) return;
+    this.#answered = data instanceof KeptParse ? data : null;
+    this.#settleOne();
   }
 
   /** A Parse failed: PostgreSQL has none now. One was skipped: it still has the one that was there before. */
   onNotParsed(server: ServerConnection | null, data: PendingData, failed: boolean): void {
-    if (data === UNNAMED_AGAIN) {
-      if (server !== null) server.unnamedId = failed ? 0 : UNNAMED_FOREIGN;
-      return;
+    const own = !(data instanceof KeptParse);
+    if (server !== null && (own || server.unnamedId === data.id)) {
+      server.unnamedId = failed ? 0 : UNNAMED_FOREIGN;
     }
-    if (this.#takenBack) return;
-    this.#takenBack = true;
-    if (failed || !isChange(data)) {
-      this.#length = 0;
-      if (server !== null) server.unnamedId = 0;
-      return;
-    }
-    this.#restore(server, data);
+    if (own || this.#openCount === 0) return;
+    if (failed) this.#answered = null;
+    this.#settleOne();
   }
 
-  /** A Close was skipped. */
-  onNotClosed(server: ServerConnection | null, data: PendingData): void {
-    if (isChange(data)) {
-      if (this.#takenBack) return;
-      this.#takenBack = true;
-      this.#restore(server, data);
-    } else if (server !== null) {
-      server.unnamedId = UNNAMED_FOREIGN;
-    }
+  /** A Close, or a Query, was skipped. */
+  onNotDropped(server: ServerConnection | null, data: PendingData): void {
+    if (server !== null && server.unnamedId === 0) server.unnamedId = UNNAMED_FOREIGN;
+    if (data !== UNNAMED_AGAIN && this.#openCount > 0) this.#settleOne();
   }
 
-  /** The request is over: what is changed from here on is another story. */
+  /** Nothing is under way any more. */
   settle(): void {
-    this.#takenBack = false;
+    this.#openCount = 0;
+    this.#answered = null;
   }
 
-  #restore(server: ServerConnection | null, change: UnnamedChange): void {
-    this.#parse = change.parse;
-    this.#length = change.length;
-    this.#effects = change.effects;
-    this.#id = change.id;
-    if (server !== null) server.unnamedId = change.serverId;
-  }
-
-  /** Gives the kept Parse away, so that the next one cannot overwrite it. */
-  #giveAway(server: ServerConnection): UnnamedChange {
-    const change: UnnamedChange = {
-      parse: this.#parse,
-      length: this.#length,
-      effects: this.#effects,
-      id: this.#id,
-      serverId: server.unnamedId,
-    };
-    this.#parse = null;
-    this.#length = 0;
-    return change;
-  }
-
-  #keep(buffer: Buffer, start: number, end: number): void {
-    const length = end - start;
-    let parse = this.#parse;
-    if (parse === null || parse.length < length || parse.length > KEPT_BYTES_MAX) {
-      parse = Buffer.allocUnsafeSlow(Math.max(BYTES_MIN, length));
-      this.#parse = parse;
+  /** The client has none any more; true when the answer to what drops it must be awaited. */
+  #drop(server: ServerConnection): boolean {
+    if (server.pending.length === 0) {
+      this.#openCount = 0;
+      this.#spare = this.#current ?? this.#spare;
+      this.#current = null;
+      return false;
     }
-    buffer.copy(parse, 0, start, end);
-    this.#length = length;
+    if (this.#openCount === 0) this.#answered = this.#current;
+    this.#begin(server, null);
+    return true;
   }
+
+  #begin(server: ServerConnection, kept: KeptParse | null): void {
+    this.#current = kept;
+    this.#openCount++;
+    this.#openRequest = this.#names.request;
+    this.#openSkippable = server.skippable;
+  }
+
+  #settleOne(): void {
+    this.#openCount--;
+    if (this.#openCount > 0) return;
+    this.#current = this.#answered;
+    this.#answered = null;
+  }
+}
+
+/** A Parse message of the unnamed statement. Entries of the queue carry it. */
+class KeptParse {
+  /** Another text has another. */
+  id = 0;
+  effects: StatementEffects = NO_EFFECTS;
+  bytes: Buffer = NOTHING;
+  length = 0;
+
+  keep(id: number, effects: StatementEffects, buffer: Buffer, start: number, end: number): void {
+    const length = end - start;
+    if (this.bytes.length < length || this.bytes.length > KEPT_BYTES_MAX) {
+      this.bytes = Buffer.allocUnsafeSlow(Math.max(BYTES_MIN, length));
+    }
+    buffer.copy(this.bytes, 0, start, end);
+    this.id = id;
+    this.effects = effects;
+    this.length = length;
+  }
+}
+
+/**
+ * Sends a Bind that a failed transaction refuses, in the place of one whose statement the server lacks: a Parse of
+ * that would be refused first, an empty text never is (postgres.c, exec_parse_message), so the refusal is that of
+ * Bind, as where the statement is there.
+ */
+export function sendRefusedBind(server: ServerConnection, owner: ServerOwner): void {
+  server.send(PARSE_EMPTY);
+  server.expect(PendingKind.Parse, PendingAction.Quiet, owner, UNNAMED_AGAIN);
+  server.send(BIND_UNNAMED);
+  server.expect(PendingKind.Bind, PendingAction.Forward, owner, null);
+  server.unnamedId = UNNAMED_FOREIGN;
 }
 
 /** True for what the entries of an unnamed statement that is not mapped carry. */
 export function isUnnamedMark(data: PendingData): boolean {
-  return data === UNNAMED || data === UNNAMED_AGAIN || isChange(data);
+  return data === UNNAMED_AGAIN || data === UNNAMED_DROPPED || data instanceof KeptParse;
 }
 
-function isChange(data: PendingData): data is UnnamedChange {
-  return (data as Partial<UnnamedChange>).parse !== undefined;
-}
-
-/** Marks the Parse of the unnamed statement. */
-const UNNAMED: object = Object.freeze({ unnamed: 'parsed' });
+const NOTHING: Buffer = Buffer.alloc(0);
 /** Marks what is put in front of a Bind so that the server's unnamed statement is the client's. */
 const UNNAMED_AGAIN: object = Object.freeze({ unnamed: 'again' });
+/** Marks what drops the client's unnamed statement. */
+const UNNAMED_DROPPED: object = Object.freeze({ unnamed: 'dropped' });
 const CLOSE_UNNAMED: Buffer = encodeClose('S', '');
+const PARSE_EMPTY: Buffer = encodeParse('', '');
+const BIND_UNNAMED: Buffer = encodeBind('', '', []);
 const BYTES_MIN = 256;
 const KEPT_BYTES_MAX = 64 * 1024;

@@ -13,13 +13,15 @@ export interface Fault {
   /** `general.port`, `users[0].password`, or an environment variable's name; empty for the file as a whole. */
   key: string;
   message: string;
+  /** A warning about security: `check --strict` fails for it. */
+  isWeakness: boolean;
 }
 
 /** Where a key stands. */
-export type Place = Omit<Fault, 'message'>;
+export type Place = Omit<Fault, 'message' | 'isWeakness'>;
 
 /** `file:line: key: message`, without the parts that a fault lacks. */
-export function formatFault(fault: Fault): string {
+export function formatFault(fault: Omit<Fault, 'isWeakness'>): string {
   const place = fault.line > 0 ? `${fault.file}:${fault.line}` : fault.file;
   const text = fault.key === '' ? `${place}: ${fault.message}` : `${place}: ${fault.key}: ${fault.message}`;
   // A key is text from a file; a terminal must not obey it.
@@ -33,11 +35,16 @@ export class FaultLog {
   readonly #seen = new Set<string>();
 
   fault(place: Place, message: string): void {
-    this.#add(this.faults, place, message);
+    this.#add(this.faults, place, message, false);
   }
 
   warn(place: Place, message: string): void {
-    this.#add(this.warnings, place, message);
+    this.#add(this.warnings, place, message, false);
+  }
+
+  /** A warning about something that works and is less safe than it could be. */
+  weakness(place: Place, message: string): void {
+    this.#add(this.warnings, place, message, true);
   }
 
   /** True when a fault was reported for this key. */
@@ -45,11 +52,11 @@ export class FaultLog {
     return this.faults.some((fault) => fault.key === key);
   }
 
-  #add(list: Fault[], place: Place, message: string): void {
+  #add(list: Fault[], place: Place, message: string, isWeakness: boolean): void {
     const identity = `${place.file}\n${place.line}\n${place.key}\n${message}`;
     if (this.#seen.has(identity)) return;
     this.#seen.add(identity);
-    list.push({ file: place.file, line: place.line, key: place.key, message });
+    list.push({ file: place.file, line: place.line, key: place.key, message, isWeakness });
   }
 }
 

@@ -26,6 +26,8 @@ export type Kind =
       readonly name: 'strings';
       readonly choices: readonly string[] | null;
       readonly isEmptyAllowed: boolean;
+      /** A bare string may stand for a list of one. */
+      readonly isBareAllowed: boolean;
     };
 
 /** One key of one section. `T` is the type of the field of `Config` that it fills. */
@@ -182,10 +184,10 @@ export function strings(
   key: string,
   defaultValue: string[],
   meaning: string,
-  limits: { choices?: readonly string[]; isEmptyAllowed?: boolean } = {},
+  limits: { choices?: readonly string[]; isEmptyAllowed?: boolean; isBareAllowed?: boolean } = {},
 ): KeySpec<string[]> {
-  const { choices = null, isEmptyAllowed = true } = limits;
-  const kind: Kind = { name: 'strings', choices, isEmptyAllowed };
+  const { choices = null, isEmptyAllowed = true, isBareAllowed = false } = limits;
+  const kind: Kind = { name: 'strings', choices, isEmptyAllowed, isBareAllowed };
   return build(key, kind, { defaultValue, literal: formatValue(kind, defaultValue) }, meaning);
 }
 
@@ -256,7 +258,7 @@ export function readValue(kind: Kind, raw: unknown): ReadResult {
     case 'choice':
       return readChoice(kind, raw);
     case 'strings': {
-      const result = readStrings(raw);
+      const result = readStrings(kind.isBareAllowed && typeof raw === 'string' ? [raw] : raw);
       if ('problem' in result) return result;
       if (result.value.length === 0 && !kind.isEmptyAllowed) return { problem: 'must not be empty' };
       const stranger = result.value.find((text) => kind.choices !== null && !kind.choices.includes(text));
@@ -370,7 +372,7 @@ export function describeType(spec: KeySpec<unknown>): string {
     case 'integer':
       return spec.unit === null ? 'integer' : `integer (${spec.unit})`;
     case 'strings':
-      return 'list of strings';
+      return spec.kind.isBareAllowed ? 'string or list of strings' : 'list of strings';
     case 'secrets':
       return 'list of secrets';
     case 'pattern':

@@ -5,33 +5,48 @@
  */
 import { randomBytes } from 'node:crypto';
 import { Secret } from '../base/secret.ts';
-import { checkConfig, type Draft } from './checks.ts';
-import type { AdminConfig, Config, DatabaseConfig, UserConfig } from './config.ts';
+import type { Draft } from './check-context.ts';
+import { checkConfig } from './checks.ts';
+import type { AdminConfig, Config, DatabaseConfig, IssuerConfig, UserConfig } from './config.ts';
 import { type ConfigFile, isTable, lineOf, readConfigFile } from './config-file.ts';
 import type { Environment } from './env.ts';
 import { didYouMean, type Fault, FaultLog } from './faults.ts';
 import {
   ADMIN,
   type AdminRow,
+  CLAIM_SETTINGS,
   DATABASES,
   type DatabaseRow,
   GENERAL,
+  ISSUERS,
   JWT,
+  LOGIN_RULES,
+  ROLE_RULES,
   SCHEMA,
   type SchemaSection,
   TCP,
   TURNSTILE,
+  TURNSTILE_DATABASES,
+  TURNSTILE_USERS,
   USERS,
   type UserRow,
 } from './schema.ts';
 import { headerOf, type Row, SectionReader } from './section-reader.ts';
+import { scanTomlPositions } from './toml-position.ts';
 import { UNSUPPORTED_SECTIONS, unsupportedMessage } from './unsupported.ts';
+
+/** Where a fault of an option of the command line is. */
+const COMMAND_LINE = 'command line';
 
 export interface LoadOptions {
   configPath: string;
   usersPath: string;
   /** `process.env`, or what a test wants it to be. */
   env: Environment;
+  /** Issuers of the command line: each is a row of turnstile.issuers with discovery, behind those of the file. */
+  allowedOidcIssuers?: readonly string[];
+  /** The command line beats auth_required of the file; it can only make it true. */
+  authRequired?: boolean;
   /** Now, for certificates that have expired; milliseconds since the epoch, the clock's by default. */
   nowMs?: number;
 }
@@ -54,7 +69,7 @@ export function loadConfig(options: LoadOptions): LoadResult {
   const isReadable = log.faults.every((fault) => fault.key !== '');
 
   const reader = new SectionReader(log, options.env);
-  const draft = readAll(main, users, reader, log);
+  const draft = readAll(main, users, reader, log, options);
   if (isReadable) {
     checkConfig(draft, { reader, log, configFile: main.name, nowMs: options.nowMs ?? Date.now() });
   }
@@ -63,14 +78,20 @@ export function loadConfig(options: LoadOptions): LoadResult {
   const always = [config.admin.user, ...(config.jwt.serverUser === null ? [] : [config.jwt.serverUser])];
   config.turnstile.reservedRoles = [...new Set([...config.turnstile.reservedRoles, ...always])];
 
-  const order = [main.name, users.name, 'environment'];
+  const order = [main.name, users.name, 'environment', COMMAND_LINE];
   const byPlace = (a: Fault, b: Fault): number =>
     order.indexOf(a.file) - order.indexOf(b.file) || a.line - b.line;
   const faults = log.faults.sort(byPlace);
   return { config: faults.length === 0 ? config : null, faults, warnings: log.warnings.sort(byPlace) };
 }
 
-function readAll(main: ConfigFile, users: ConfigFile, reader: SectionReader, log: FaultLog): Draft {
+function readAll(
+  main: ConfigFile,
+  users: ConfigFile,
+  reader: SectionReader,
+  log: FaultLog,
+  options: Pick<LoadOptions, 'allowedOidcIssuers' | 'authRequired'>,
+): Draft {
   const generalRow = rowOf(main, 'general', log);
   const general = reader.read(generalRow, GENERAL);
   const jwt = reader.read(generalRow, JWT);
@@ -83,16 +104,48 @@ function readAll(main: ConfigFile, users: ConfigFile, reader: SectionReader, log
   const userRows = rowsOf(users, 'users', log).map((row) => read<UserRow>(row, USERS));
   const turnstile = read(rowOf(main, 'turnstile', log), TURNSTILE);
   const tcp = read(rowOf(main, 'tcp', log), TCP);
+  const issuerRows = rowsOf(main, 'turnstile.issuers', log).map((row) => read<IssuerConfig>(row, ISSUERS));
   const config: Config = {
     general,
     jwt,
-    turnstile: { ...turnstile, reservedRoles: [...turnstile.reservedRoles] },
+    turnstile: {
+      ...turnstile,
+      reservedRoles: [...turnstile.reservedRoles],
+      authRequired: turnstile.authRequired || options.authRequired === true,
+    },
     tcp,
     databases: databases.map(databaseOf),
     users: userRows.map(userOf),
     admin: readAdmin(main, users, read, log),
+    issuers: [
+      ...issuerRows,
+      ...namedIssuers(issuerRows, options.allowedOidcIssuers ?? []).map((row) => read(row, ISSUERS)),
+    ],
+    loginRules: rowsOf(main, 'turnstile.login_rules', log).map((row) => read(row, LOGIN_RULES)),
+    roleRules: rowsOf(main, 'turnstile.role_rules', log).map((row) => read(row, ROLE_RULES)),
+    claimSettings: rowsOf(main, 'turnstile.claim_settings', log).map((row) => read(row, CLAIM_SETTINGS)),
+    turnstileDatabases: rowsOf(main, 'turnstile.databases', log).map((row) => read(row, TURNSTILE_DATABASES)),
+    turnstileUsers: rowsOf(main, 'turnstile.users', log).map((row) => read(row, TURNSTILE_USERS)),
   };
   return { config, userRows };
+}
+
+/** Rows for the issuers of the command line that the file does not have; each once. */
+function namedIssuers(given: readonly IssuerConfig[], named: readonly string[]): Row[] {
+  const file: ConfigFile = {
+    name: COMMAND_LINE,
+    directory: process.cwd(),
+    table: {},
+    positions: scanTomlPositions(''),
+  };
+  const fresh = [...new Set(named)].filter((issuer) => !given.some((row) => row.issuer === issuer));
+  return fresh.map((issuer, index) => ({
+    file,
+    section: sectionOf('turnstile.issuers'),
+    label: `turnstile.issuers[${given.length + index}]`,
+    path: [],
+    table: { issuer, discovery: true },
+  }));
 }
 
 function readAdmin(
@@ -145,10 +198,12 @@ function rowOf(file: ConfigFile, name: string, log: FaultLog): Row {
 
 function rowsOf(file: ConfigFile, name: string, log: FaultLog): Row[] {
   const section = sectionOf(name);
-  const value = file.table[name];
+  const path = name.split('.');
+  let value: unknown = file.table;
+  for (const part of path) value = isTable(value) ? value[part] : undefined;
   if (value === undefined) return [];
   if (!Array.isArray(value) || !value.every(isTable)) {
-    const place = { file: file.name, line: lineOf(file, [name]), key: name };
+    const place = { file: file.name, line: lineOf(file, path), key: name };
     log.fault(place, `must be a list of tables: write ${headerOf(section)}`);
     return [];
   }
@@ -156,7 +211,7 @@ function rowsOf(file: ConfigFile, name: string, log: FaultLog): Row[] {
     file,
     section,
     label: `${name}[${index}]`,
-    path: [name, index],
+    path: [...path, index],
     table,
   }));
 }

@@ -10,9 +10,12 @@ type Report = (message: string) => void;
 const PEM_BYTES_MAX = 1024 * 1024;
 /** RFC 7518, sections 3.3 and 3.5. */
 const RSA_BITS_MIN = 2048;
+/** Verifying takes longer with the square of the size. */
+const RSA_BITS_MAX = 8192;
 
-/** The certificate for clients and its private key. */
+/** A certificate and its private key; `name` is the key of the configuration that gives the certificate. */
 export function checkCertificatePair(
+  name: string,
   certificateFile: string,
   keyFile: string,
   nowMs: number,
@@ -21,7 +24,7 @@ export function checkCertificatePair(
   const certificate = readPem(certificateFile, report.certificate, (text) => new X509Certificate(text));
   const key = readPem(keyFile, report.key, (text) => createPrivateKey(text));
   if (certificate === null || key === null) return;
-  if (!certificate.checkPrivateKey(key)) report.key('is not the key of tls_certificate');
+  if (!certificate.checkPrivateKey(key)) report.key(`is not the key of ${name}`);
   if (Date.parse(certificate.validTo) < nowMs) report.warn(`expired on ${certificate.validTo}`);
 }
 
@@ -38,15 +41,31 @@ export function checkPublicKeyFile(file: string, algorithms: readonly string[], 
       report('holds a private key; give the public one only');
       return null;
     }
+    if (/-----BEGIN [A-Z0-9 ]*CERTIFICATE-----/.test(text)) {
+      report('holds a certificate; give its public key (openssl x509 -pubkey -noout)');
+      return null;
+    }
+    if ((text.match(/-----BEGIN /g) ?? []).length > 1) {
+      report('holds more than one PEM block; one key is expected');
+      return null;
+    }
     return createPublicKey(text);
   });
   if (key === null) return;
   const bits = key.asymmetricKeyDetails?.modulusLength;
   if (bits !== undefined && bits < RSA_BITS_MIN) {
     report(`is an RSA key of ${bits} bits; at least ${RSA_BITS_MIN} are needed`);
+  } else if (bits !== undefined && bits > RSA_BITS_MAX) {
+    report(`is an RSA key of ${bits} bits; ${RSA_BITS_MAX} are the most`);
   } else if (!algorithms.some((algorithm) => fits(algorithm, key))) {
-    report(`is a key that none of jwt_algorithms (${algorithms.join(', ')}) can use`);
+    report(`is a key that none of the algorithms (${algorithms.join(', ')}) can use`);
   }
+}
+
+/** True when the key is long enough and one of the algorithms can use it. */
+export function isFitKey(key: KeyObject, algorithms: readonly string[]): boolean {
+  const bits = key.asymmetricKeyDetails?.modulusLength ?? RSA_BITS_MIN;
+  return bits >= RSA_BITS_MIN && bits <= RSA_BITS_MAX && algorithms.some((algorithm) => fits(algorithm, key));
 }
 
 const CURVES: Readonly<Record<string, string>> = {

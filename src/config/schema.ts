@@ -5,12 +5,20 @@
  */
 import type { Secret } from '../base/secret.ts';
 import type {
+  BackendIdentity,
+  ClaimSettingConfig,
   DatabaseConfig,
   GeneralConfig,
+  IssuerConfig,
   JwtConfig,
+  LoginMethod,
+  LoginRuleConfig,
   PoolOverrides,
+  RoleRuleConfig,
   TcpConfig,
   TurnstileConfig,
+  TurnstileDatabaseConfig,
+  TurnstileUserConfig,
 } from './config.ts';
 import {
   boolean,
@@ -44,6 +52,8 @@ export interface UserRow extends PoolOverrides {
   allDatabases: boolean;
   serverUser: string | null;
   serverPassword: Secret | null;
+  identity: string | null;
+  tlsClientCertificateRequired: boolean | null;
 }
 
 /** `[admin]` as written. */
@@ -188,6 +198,12 @@ export const GENERAL: Section<GeneralConfig> = {
   ),
   tlsPrivateKey: optionalString('path', 'tls_private_key', 'server.key', 'Its private key (PEM).'),
   tlsClientRequired: boolean('tls_client_required', false, 'Refuse clients that do not use TLS.'),
+  tlsClientCaCertificate: optionalString(
+    'path',
+    'tls_client_ca_certificate',
+    'clients-ca.crt',
+    'Certificates (PEM) that the certificates of clients are checked against; without it they are not asked for.',
+  ),
   tlsVerify: choice(
     'tls_verify',
     ['disabled', 'prefer', 'verify_ca', 'verify_full'],
@@ -199,6 +215,18 @@ export const GENERAL: Section<GeneralConfig> = {
     'tls_server_ca_certificate',
     'ca.crt',
     "Certificates (PEM) to trust for PostgreSQL, instead of the system's.",
+  ),
+  tlsServerCertificate: optionalString(
+    'path',
+    'tls_server_certificate',
+    'pooler.crt',
+    'Certificate chain (PEM) shown to PostgreSQL; login_map logs in with it.',
+  ),
+  tlsServerPrivateKey: optionalString(
+    'path',
+    'tls_server_private_key',
+    'pooler.key',
+    'Its private key (PEM).',
   ),
   logFormat: choice(
     'log_format',
@@ -290,6 +318,9 @@ export const JWT_ALGORITHMS: readonly string[] = [
 
 const PERMISSION = ['loopback', 'never', 'always'] as const;
 
+const BACKEND_IDENTITIES = ['set_role', 'login_map', 'login_password'] as const;
+const LOGIN_METHODS = ['jwt', 'oauth', 'scram', 'md5', 'plain', 'cert', 'trust', 'reject'] as const;
+
 export const TURNSTILE: Section<TurnstileConfig> = {
   maxClients: integer(
     'max_clients',
@@ -373,6 +404,349 @@ export const TURNSTILE: Section<TurnstileConfig> = {
     `Signature algorithms accepted, of ${JWT_ALGORITHMS.join(', ')}.`,
     { choices: JWT_ALGORITHMS, isEmptyAllowed: false },
   ),
+  jwtIssuer: optionalString(
+    'string',
+    'jwt_issuer',
+    'https://id.example.com',
+    'Tokens that jwt_public_key_file or jwt_jwks_url verify must carry this issuer (iss); without it any.',
+  ),
+  maxTokenLifetimeSeconds: integer(
+    'max_token_lifetime',
+    86_400,
+    { max: 315_360_000, noLimit: 'zero' },
+    'Longest time from iat (or now) to exp of a token that is accepted; 0 is no limit.',
+    { unit: 's' },
+  ),
+  allowMissingKid: boolean(
+    'allow_missing_kid',
+    false,
+    'Accept a token without kid when its issuer has exactly one key.',
+  ),
+  requireJti: boolean('require_jti', false, 'Refuse a token without an id (jti).'),
+  singleUseJti: boolean(
+    'single_use_jti',
+    false,
+    'Refuse a token id (jti) that has logged in at this process before.',
+  ),
+  databaseClaims: strings(
+    'database_claims',
+    ['ns', 'db', 'id'],
+    'Claims that name the databases a token may enter, as a string or a list; each that is there must allow it.',
+  ),
+  databaseClaimRequired: boolean(
+    'database_claim_required',
+    false,
+    'Refuse a token that has none of database_claims.',
+  ),
+  accessClaim: string(
+    'access_claim',
+    'a',
+    'Claim that is "ro" for read-only access or "rw"; it narrows and never widens.',
+  ),
+  permissionsClaim: string(
+    'permissions_claim',
+    'p',
+    'Claim with databases by access: {"ro": {"ns": [...]}, "rw": {"ns": [...]}}.',
+  ),
+  delegation: choice(
+    'delegation',
+    ['actor', 'reject'],
+    'actor',
+    'A token with act is for the role of its actor (act.sub), its subject being kept for audit; or is refused.',
+  ),
+  claimsSetting: string(
+    'claims_setting',
+    'request.jwt.claims',
+    'Setting that carries the whole payload of the token, as JSON, for policies to read; "none" sends none.',
+  ),
+  claimsMacKey: secret(
+    'claims_mac_key',
+    'change-me-to-32-random-bytes',
+    'Key of the signature over the claims that turnstile.claims() checks in the database.',
+  ),
+  claimsMacKeyId: string('claims_mac_key_id', 'k1', 'Name of that key, so that two can overlap.'),
+  authRequired: boolean('auth_required', true, 'Let nobody in without a proof.'),
+  anonymousRole: optionalString(
+    'string',
+    'anonymous_role',
+    'anon',
+    'Role of anonymous_users, who are asked for no proof while auth_required is false.',
+  ),
+  anonymousUsers: strings(
+    'anonymous_users',
+    [],
+    'Startup users that become anonymous_role when auth_required is false.',
+  ),
+  adminClaim: optionalString(
+    'string',
+    'admin_claim',
+    'pooler_admin',
+    'Claim that must be true for a token to open the console, where a login rule lets tokens try.',
+  ),
+  oauthIssuer: optionalString(
+    'string',
+    'oauth_issuer',
+    'https://id.example.com',
+    'Issuer that OAUTHBEARER clients are sent to; the first of turnstile.issuers when absent.',
+  ),
+  oauthScope: string('oauth_scope', 'openid', 'Scope that they are told to ask it for.'),
+  maxLoginsPerAddress: integer(
+    'max_logins_per_address',
+    1000,
+    { max: 1_000_000, noLimit: 'zero' },
+    'Clients of one address that have not finished logging in; one more gets 53300; 0 is no limit.',
+  ),
+  failedLoginsPerAddress: integer(
+    'failed_logins_per_address',
+    100,
+    { max: 1_000_000, noLimit: 'zero' },
+    'Failed logins of one address in a minute, after which passwords and tokens not seen before get 53300; 0 is no limit.',
+  ),
+  tokenChecksPerSecond: integer(
+    'token_checks_per_second',
+    2000,
+    { max: 1_000_000, noLimit: 'zero' },
+    'Signature checks that may come to nothing in a second, over all addresses; 0 is no limit.',
+  ),
+  onTokenExpiry: choice(
+    'on_token_expiry',
+    ['drain', 'immediate', 'ignore'],
+    'drain',
+    'When its token expires a session ends outside of a transaction, at once, or never.',
+  ),
+  expiryGraceMs: milliseconds(
+    'expiry_grace',
+    30_000,
+    { min: 0 },
+    'How long a transaction may go on after that before it is cancelled.',
+  ),
+  maxSessionMs: milliseconds(
+    'max_session',
+    FOREVER,
+    { noLimit: 'largest' },
+    'Longest life of a session that a token opened, whatever its exp.',
+  ),
+  revocationFile: optionalString(
+    'path',
+    'revocation_file',
+    'revoked.json',
+    'List of revoked tokens, JSON: [{"jti": ...}, {"sub": ..., "before": ...}, {"sid": ...}, {"kid": ...}]; watched.',
+  ),
+  onKeyRemoved: choice(
+    'on_key_removed',
+    ['drain', 'ignore'],
+    'drain',
+    'What becomes of sessions whose key its issuer has withdrawn.',
+  ),
+  roleCheckIntervalMs: milliseconds(
+    'role_check_interval',
+    5000,
+    { min: 100 },
+    'How often the roles with live sessions are looked up, so that those of a disabled one end.',
+  ),
+  nologinRoles: choice(
+    'nologin_roles',
+    ['reject', 'allow'],
+    'reject',
+    'Whether a token may become a NOLOGIN role; only set_role could do it.',
+  ),
+  loginGroup: optionalString(
+    'string',
+    'login_group',
+    'jwt_users',
+    'Role of which every role of a token must be a member.',
+  ),
+  backendIdentity: choice<BackendIdentity>(
+    'backend_identity',
+    BACKEND_IDENTITIES,
+    'set_role',
+    "How a token's role is had at PostgreSQL: SET ROLE by jwt_server_user, or a login as the role itself.",
+  ),
+  backendPasswordKey: secret(
+    'backend_password_key',
+    'change-me-to-32-random-bytes',
+    'Key from which login_password derives the password of each role.',
+  ),
+  backendPasswordGeneration: integer(
+    'backend_password_generation',
+    1,
+    { min: 1, max: 1_000_000 },
+    'Part of the derivation; a new number makes new passwords.',
+  ),
+  backendCluster: string(
+    'backend_cluster',
+    'main',
+    'Part of the derivation too, so that clusters do not share passwords.',
+  ),
+};
+
+export const ISSUERS: Section<IssuerConfig> = {
+  issuer: requiredString('issuer', 'https://id.example.com', 'Compared with iss of the token byte for byte.'),
+  jwksUrl: optionalString('url', 'jwks_url', 'https://id.example.com/.well-known/jwks.json', 'Its key set.'),
+  jwksFile: optionalString('path', 'jwks_file', 'jwks.json', 'Its key set as a file; watched for change.'),
+  publicKeyFile: optionalString(
+    'path',
+    'public_key_file',
+    'issuer.pem',
+    'Its one public key (PEM); watched for change.',
+  ),
+  discovery: boolean(
+    'discovery',
+    false,
+    "Find the key set by the issuer's OpenID Connect document. One of these four is needed.",
+  ),
+  jwksOrigins: strings(
+    'jwks_origins',
+    [],
+    "Origins besides the issuer's own that the document may name for its key set.",
+  ),
+  jwksCacheTtlSeconds: integer(
+    'jwks_cache_ttl',
+    300,
+    { min: 1, max: 31_536_000 },
+    'For how long a fetched key set is fresh.',
+    { unit: 's' },
+  ),
+  audiences: strings(
+    'audiences',
+    [],
+    'Audiences (aud) of which a token must carry one; jwt_audience when empty.',
+  ),
+  algorithms: strings('algorithms', [], 'Signature algorithms accepted; jwt_algorithms when empty.', {
+    choices: JWT_ALGORITHMS,
+  }),
+  usernameClaim: optionalString(
+    'string',
+    'username_claim',
+    'sub',
+    'Claim that names the role; jwt_username_claim when absent.',
+  ),
+  allowedRoles: strings(
+    'allowed_roles',
+    [],
+    'Roles that its tokens may become: names, or regular expressions after a slash; all when empty.',
+  ),
+  databases: strings('databases', [], 'Databases that its tokens may enter; all when empty.'),
+  typ: optionalString(
+    'string',
+    'typ',
+    'at+jwt',
+    'Type (typ) that the header of its tokens must have (RFC 9068 section 4).',
+  ),
+  allowedClients: strings(
+    'allowed_clients',
+    [],
+    'Clients (azp or client_id) for which its tokens must be; all when empty.',
+  ),
+  requireVerifiedEmail: boolean(
+    'require_verified_email',
+    true,
+    'A role from the claim email needs email_verified to be true.',
+  ),
+  maxTokenLifetimeSeconds: optionalInteger(
+    'max_token_lifetime',
+    3600,
+    { min: 1, max: 315_360_000 },
+    'Overrides max_token_lifetime for the issuer.',
+    { unit: 's' },
+  ),
+  caFile: optionalString(
+    'path',
+    'ca_file',
+    'idp-ca.crt',
+    "Certificates (PEM) to trust for it, instead of the system's.",
+  ),
+};
+
+export const LOGIN_RULES: Section<LoginRuleConfig> = {
+  database: strings('database', [], 'Databases; all when empty.', { isBareAllowed: true }),
+  user: strings('user', [], 'Startup users: names, or regular expressions after a slash; all when empty.', {
+    isBareAllowed: true,
+  }),
+  address: strings('address', [], 'Addresses or CIDR ranges; all when empty.', { isBareAllowed: true }),
+  tls: choice('tls', ['any', 'on', 'off'], 'any', 'With or without TLS.'),
+  method: choice<LoginMethod>(
+    'method',
+    LOGIN_METHODS,
+    'reject',
+    'What the client has to prove itself by; auth_type says it for those whom no rule fits.',
+  ),
+};
+
+export const ROLE_RULES: Section<RoleRuleConfig> = {
+  issuer: optionalString(
+    'string',
+    'issuer',
+    'https://id.example.com',
+    'Issuer that the rule is for; every one when absent.',
+  ),
+  claim: requiredString('claim', 'email', 'Claim that becomes the role; dots lead into nested objects.'),
+  list: boolean(
+    'list',
+    false,
+    'The claim may be a list, of which exactly one entry becomes an allowed role.',
+  ),
+  stripPrefix: optionalString(
+    'string',
+    'strip_prefix',
+    'user:',
+    'Taken off; a value without it does not fit.',
+  ),
+  stripSuffix: optionalString(
+    'string',
+    'strip_suffix',
+    '@example.com',
+    'Taken off; a value without it does not fit.',
+  ),
+  match: optionalString(
+    'string',
+    'match',
+    'team-([a-z]+)',
+    'Regular expression for all of the rest: literal text around one group, which is what remains.',
+  ),
+  addPrefix: optionalString('string', 'add_prefix', 'jwt_', 'Put in front of what remains.'),
+  addSuffix: optionalString('string', 'add_suffix', '_rw', 'Put behind it.'),
+};
+
+export const CLAIM_SETTINGS: Section<ClaimSettingConfig> = {
+  claim: requiredString('claim', 'sub', 'Claim (text, number or boolean); dots lead into nested objects.'),
+  setting: requiredString(
+    'setting',
+    'request.jwt.claim.sub',
+    'Setting that carries it; cleared when the token has none.',
+  ),
+};
+
+export const TURNSTILE_DATABASES: Section<TurnstileDatabaseConfig> = {
+  name: requiredString('name', 'app', 'Name of the database in [[databases]].'),
+  audiences: strings(
+    'audiences',
+    [],
+    'Audiences (aud) of which a token must carry one to enter it; those of the issuer when empty.',
+  ),
+  backendIdentity: optionalChoice<BackendIdentity>(
+    'backend_identity',
+    BACKEND_IDENTITIES,
+    'login_map',
+    'Overrides backend_identity for the database.',
+  ),
+  backendCluster: optionalString(
+    'string',
+    'backend_cluster',
+    'main',
+    'Overrides backend_cluster for the database.',
+  ),
+};
+
+export const TURNSTILE_USERS: Section<TurnstileUserConfig> = {
+  name: requiredString('name', 'alice', 'Role of a token.'),
+  backendIdentity: optionalChoice<BackendIdentity>(
+    'backend_identity',
+    BACKEND_IDENTITIES,
+    'login_password',
+    'Overrides backend_identity for the role.',
+  ),
+  disabled: boolean('disabled', false, 'No token enters as it, nor on its behalf.'),
 };
 
 const NO_SOCKET_OPTION = 'Node.js has no such socket option; the system setting stays in force';
@@ -511,6 +885,17 @@ export const USERS: Section<UserRow> = {
   allDatabases: boolean('all_databases', false, 'The user may enter every database; beats the other two.'),
   serverUser: optionalString('string', 'server_user', 'app', 'User on the server instead of name.'),
   serverPassword: secret('server_password', 'change-me', 'Password on the server instead of password.'),
+  identity: optionalString(
+    'string',
+    'identity',
+    'billing.services.example.com',
+    "Common name or subject alternative name of the user's certificate, for the login method cert.",
+  ),
+  tlsClientCertificateRequired: optionalBoolean(
+    'tls_client_certificate_required',
+    true,
+    'Whether the user needs that certificate with a password too; true when it has an identity and there is a client CA.',
+  ),
   ...overrides('user', undefined),
 };
 
@@ -548,6 +933,50 @@ export const SCHEMA: readonly SchemaSection[] = [
     file: 'pgdog.toml',
     title: "pgturnstile's own keys. PgDog refuses a file with this table: take it out to move back.",
     specs: Object.values(TURNSTILE),
+  },
+  {
+    name: 'turnstile.issuers',
+    isArray: true,
+    file: 'pgdog.toml',
+    title:
+      'One row per issuer. With rows here a token whose iss is in none of them is refused unread; the `jwt_*` keys, if given, are one more issuer.',
+    specs: Object.values(ISSUERS),
+  },
+  {
+    name: 'turnstile.login_rules',
+    isArray: true,
+    file: 'pgdog.toml',
+    title: 'How a client has to prove itself; the first row that fits decides.',
+    specs: Object.values(LOGIN_RULES),
+  },
+  {
+    name: 'turnstile.role_rules',
+    isArray: true,
+    file: 'pgdog.toml',
+    title:
+      'How claims become roles; the first row whose claim is there and fits decides. Without rows the username claim is the role.',
+    specs: Object.values(ROLE_RULES),
+  },
+  {
+    name: 'turnstile.claim_settings',
+    isArray: true,
+    file: 'pgdog.toml',
+    title: 'Claims that policies can read as settings.',
+    specs: Object.values(CLAIM_SETTINGS),
+  },
+  {
+    name: 'turnstile.databases',
+    isArray: true,
+    file: 'pgdog.toml',
+    title: 'Our own words on rows of [[databases]], since PgDog refuses keys that it does not know there.',
+    specs: Object.values(TURNSTILE_DATABASES),
+  },
+  {
+    name: 'turnstile.users',
+    isArray: true,
+    file: 'pgdog.toml',
+    title: 'Our own words on roles.',
+    specs: Object.values(TURNSTILE_USERS),
   },
   {
     name: 'databases',

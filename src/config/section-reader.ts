@@ -78,7 +78,7 @@ export class SectionReader {
     const known = keyNames(row.section);
     const foreign = UNSUPPORTED_KEYS[row.section.name] ?? {};
     for (const [key, value] of Object.entries(row.table)) {
-      if (known.has(key)) continue;
+      if (known.has(key) || isSection(`${row.section.name}.${key}`)) continue;
       const place = {
         file: row.file.name,
         line: lineOf(row.file, [...row.path, key]),
@@ -90,7 +90,14 @@ export class SectionReader {
         continue;
       }
       const home = SCHEMA.find((section) => section !== row.section && keyNames(section).has(key));
-      const near = didYouMean(key, [...known, ...Object.keys(foreign)]);
+      const inner = SCHEMA.map((section) => section.name.split('.')).filter(
+        ([outer]) => outer === row.section.name,
+      );
+      const near = didYouMean(key, [
+        ...known,
+        ...inner.flatMap(([, name]) => name ?? []),
+        ...Object.keys(foreign),
+      ]);
       const hint =
         near === '' && home !== undefined ? `; it belongs in ${headerOf(home)} of ${home.file}` : near;
       this.#log.fault(place, `unknown key${hint}`);
@@ -172,6 +179,11 @@ export class SectionReader {
 /** `[general]` or `[[users]]`. */
 export function headerOf(section: SchemaSection): string {
   return section.isArray ? `[[${section.name}]]` : `[${section.name}]`;
+}
+
+/** True for the name of a table inside another, such as turnstile.issuers. */
+function isSection(name: string): boolean {
+  return SCHEMA.some((section) => section.name === name);
 }
 
 /** Every name under which the section's keys may be given. */

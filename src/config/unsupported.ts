@@ -38,9 +38,6 @@ export const UNSUPPORTED_KEYS: Readonly<Record<string, Readonly<Record<string, u
     passthrough_auth: 'disabled',
     connection_recovery: 'recover',
     client_connection_recovery: 'drop',
-    tls_client_ca_certificate: null,
-    tls_server_certificate: null,
-    tls_server_private_key: null,
     pub_sub_channel_size: 0,
     openmetrics_host: '0.0.0.0',
     openmetrics_port: null,
@@ -106,8 +103,6 @@ export const UNSUPPORTED_KEYS: Readonly<Record<string, Readonly<Record<string, u
     idle_timeout_replica: null,
     password_hash: null,
     vault_path: null,
-    identity: null,
-    tls_client_certificate_required: null,
     server_auth: 'password',
     server_iam_region: null,
     server_vault_path: null,
@@ -146,13 +141,8 @@ export const UNSUPPORTED_SECTIONS: readonly string[] = [
 
 /** What goes missing where the plain warning would not make it clear. */
 const CONSEQUENCES: Readonly<Record<string, string>> = {
-  'general.tls_client_ca_certificate': 'certificates of clients are not checked',
-  'general.tls_server_certificate': 'no certificate is shown to PostgreSQL',
-  'general.tls_server_private_key': 'no certificate is shown to PostgreSQL',
   'general.passthrough_auth': 'passwords are never passed through',
   'general.query_size_limit': 'queries of any size are accepted',
-  'users.identity': 'certificates of clients are not checked',
-  'users.tls_client_certificate_required': 'certificates of clients are not checked',
   'users.password_hash': 'give password or password_file',
   'users.vault_path': 'give password or password_file',
   'users.server_auth': 'PostgreSQL is given server_password or password',

@@ -158,6 +158,9 @@ function writeConfig(stage: Stage, host: string, port: number): Config {
     `jwt_server_password = ${text(stage.servicePassword)}`,
     'jwt_user_auto_provision = true',
     '',
+    '[turnstile]',
+    `jwt_issuer = ${text(stage.issuer.url)}`,
+    '',
     ...servers,
   ];
   const users = ['[admin]', `password = ${text(stage.adminPassword)}`, ''];

@@ -3,7 +3,9 @@
  * keys, and misbehaves on demand. Owns its private keys, in memory only. Must not know how tokens are verified.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
+import { gzipSync } from 'node:zlib';
 import {
   type CryptoKey,
   exportJWK,
@@ -16,17 +18,32 @@ import {
 } from 'jose';
 
 /**
- * What the server does with a request for the key set: `ok` answers; `down` says 503; `reset` drops the connection;
- * `hang` never answers; `redirect` points (302) to a path that serves the set; `huge` sends 1 MiB of JSON; `html`
- * says 200 with a page.
+ * What the server does with a request for the key set: `ok` answers; `slow` answers after `SLOW_MS`; `down` says 503;
+ * `reset` drops the connection; `hang` never answers; `trickle` sends a byte now and then and never ends; `redirect`
+ * points (302) to a path that serves the set; `huge` sends 1 MiB of JSON; `bomb` the same compressed to a few
+ * kilobytes; `html` says 200 with a page; `empty` has a set without keys; `torn` breaks off in the middle.
  */
-export type IssuerBehaviour = 'ok' | 'down' | 'reset' | 'hang' | 'redirect' | 'huge' | 'html';
+export type IssuerBehaviour =
+  | 'ok'
+  | 'slow'
+  | 'down'
+  | 'reset'
+  | 'hang'
+  | 'trickle'
+  | 'redirect'
+  | 'huge'
+  | 'bomb'
+  | 'html'
+  | 'empty'
+  | 'torn';
 
 export interface IssuerOptions {
   /** Default 0: any free port. */
   port?: number;
   /** JWS algorithm of its keys. Default ES256, which keeps tokens short. */
   algorithm?: 'ES256' | 'RS256' | 'EdDSA';
+  /** PEM: serve HTTPS with this certificate, which must be good for 127.0.0.1. Absent: HTTP. */
+  tls?: { cert: string; key: string };
   /** `POST /token` with a form `sub=…` answers with a token for this audience. Absent: no such endpoint. */
   tokenEndpoint?: { audience: string; ttlSeconds: number };
 }
@@ -40,6 +57,8 @@ export interface MintOptions {
   claims?: Record<string, unknown>;
   /** `kid` to put in the header; a key of that name signs if there is one, else the current key. */
   keyId?: string;
+  /** `typ` of the header. Default `JWT`. */
+  typ?: string;
   /** Sign with a key that was never published, under the usual `kid`. */
   forged?: boolean;
   nowMs?: number;
@@ -57,12 +76,15 @@ const JWKS_PATH = '/.well-known/jwks.json';
 const MOVED_PATH = '/moved/jwks.json';
 const FORM_BYTES_MAX = 4_096;
 const HUGE_BYTES = 1_048_576;
+/** How long a slow answer takes. */
+export const SLOW_MS = 300;
+const TRICKLE_MS = 20;
 
 /** Starts an issuer. Rejects when the port is taken. */
 export async function startIssuer(options: IssuerOptions = {}): Promise<Issuer> {
   const algorithm = options.algorithm ?? 'ES256';
   const [key, forgedKey] = await Promise.all([newKey(algorithm, 'key-1'), newKey(algorithm, 'key-1')]);
-  const issuer = new Issuer(algorithm, key, forgedKey, options.tokenEndpoint ?? null);
+  const issuer = new Issuer(algorithm, key, forgedKey, options);
   await issuer.listen(options.port ?? 0);
   return issuer;
 }
@@ -73,29 +95,32 @@ export class Issuer {
   readonly #forgedKey: SigningKey;
   readonly #tokenEndpoint: { audience: string; ttlSeconds: number } | null;
   readonly #server: Server;
+  readonly #scheme: 'http' | 'https';
   readonly #keys: SigningKey[];
   #published: SigningKey[];
   #behaviour: IssuerBehaviour = 'ok';
   #requests = 0;
+  #discoveryRequests = 0;
+  /** What the discovery document says instead of the truth. */
+  #discovery: Record<string, unknown> = {};
   #port = 0;
 
-  constructor(
-    algorithm: string,
-    key: SigningKey,
-    forgedKey: SigningKey,
-    tokenEndpoint: { audience: string; ttlSeconds: number } | null,
-  ) {
+  constructor(algorithm: string, key: SigningKey, forgedKey: SigningKey, options: IssuerOptions) {
     this.#algorithm = algorithm;
     this.#forgedKey = forgedKey;
-    this.#tokenEndpoint = tokenEndpoint;
+    this.#tokenEndpoint = options.tokenEndpoint ?? null;
     this.#keys = [key];
     this.#published = [key];
-    this.#server = createServer((request, response) => this.#answer(request, response));
+    const onRequest = (request: IncomingMessage, response: ServerResponse): void =>
+      this.#answer(request, response);
+    this.#scheme = options.tls === undefined ? 'http' : 'https';
+    this.#server =
+      options.tls === undefined ? createServer(onRequest) : createTlsServer(options.tls, onRequest);
   }
 
   /** The `iss` of its tokens. */
   get url(): string {
-    return `http://${HOST}:${this.#port}`;
+    return `${this.#scheme}://${HOST}:${this.#port}`;
   }
 
   get jwksUrl(): string {
@@ -112,6 +137,11 @@ export class Issuer {
     return this.#requests;
   }
 
+  /** Requests for the discovery document so far. */
+  get discoveryRequests(): number {
+    return this.#discoveryRequests;
+  }
+
   /** `kid` of the key that signs now. */
   get keyId(): string {
     return this.#current().id;
@@ -119,6 +149,11 @@ export class Issuer {
 
   setBehaviour(behaviour: IssuerBehaviour): void {
     this.#behaviour = behaviour;
+  }
+
+  /** Makes the discovery document lie: these members beside or instead of the true ones. */
+  setDiscovery(members: Record<string, unknown>): void {
+    this.#discovery = members;
   }
 
   /** A signed compact JWT with iss, sub, iat and, unless told otherwise, exp. */
@@ -130,7 +165,11 @@ export class Issuer {
     if (options.audience !== undefined) payload.aud = options.audience;
     const named = this.#keys.find((candidate) => candidate.id === options.keyId);
     const key = options.forged ? this.#forgedKey : (named ?? this.#current());
-    const header = { alg: this.#algorithm, typ: 'JWT', kid: options.keyId ?? this.#current().id };
+    const header = {
+      alg: this.#algorithm,
+      typ: options.typ ?? 'JWT',
+      kid: options.keyId ?? this.#current().id,
+    };
     const claims = Object.entries({ ...payload, ...options.claims }).filter(
       ([, value]) => value !== undefined,
     );
@@ -143,6 +182,16 @@ export class Issuer {
     this.#keys.push(key);
     this.#published = retire ? [key] : [...this.#published, key];
     return key.id;
+  }
+
+  /** Takes a key out of the key set, as an issuer does that has lost it. It still signs here. */
+  withdraw(keyId: string): void {
+    this.#published = this.#published.filter((key) => key.id !== keyId);
+  }
+
+  /** The key set as it is served, to be put into a file. */
+  keySetJson(): string {
+    return JSON.stringify(this.#keySet());
   }
 
   /** Public half of the current key, SubjectPublicKeyInfo in PEM. */
@@ -187,7 +236,8 @@ export class Issuer {
     } else if (route === `GET ${MOVED_PATH}`) {
       sendJson(response, this.#keySet());
     } else if (route === 'GET /.well-known/openid-configuration') {
-      sendJson(response, { issuer: this.url, jwks_uri: this.jwksUrl });
+      this.#discoveryRequests++;
+      sendJson(response, { issuer: this.url, jwks_uri: this.jwksUrl, ...this.#discovery });
     } else if (route === 'POST /token' && this.#tokenEndpoint) {
       this.#answerToken(request, response);
     } else {
@@ -202,6 +252,9 @@ export class Issuer {
       case 'ok':
         sendJson(response, this.#keySet());
         break;
+      case 'slow':
+        setTimeout(() => sendJson(response, this.#keySet()), SLOW_MS);
+        break;
       case 'down':
         send(response, 503, 'text/plain', 'down\n');
         break;
@@ -210,11 +263,30 @@ export class Issuer {
         break;
       case 'hang':
         break;
+      case 'trickle': {
+        response.writeHead(200, { 'content-type': 'application/json' });
+        const timer = setInterval(() => response.write(' '), TRICKLE_MS);
+        response.on('close', () => clearInterval(timer));
+        break;
+      }
       case 'redirect':
         response.writeHead(302, { location: this.url + MOVED_PATH }).end();
         break;
       case 'huge':
         sendJson(response, { ...this.#keySet(), padding: 'x'.repeat(HUGE_BYTES) });
+        break;
+      case 'bomb': {
+        const text = JSON.stringify({ ...this.#keySet(), padding: 'x'.repeat(HUGE_BYTES) });
+        response.writeHead(200, { 'content-type': 'application/json', 'content-encoding': 'gzip' });
+        response.end(gzipSync(text));
+        break;
+      }
+      case 'empty':
+        sendJson(response, { keys: [] });
+        break;
+      case 'torn':
+        response.writeHead(200, { 'content-type': 'application/json' });
+        response.write(JSON.stringify(this.#keySet()), () => response.destroy());
         break;
       case 'html':
         send(response, 200, 'text/html', '<!doctype html><title>Sign in</title>\n');

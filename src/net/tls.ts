@@ -1,9 +1,10 @@
 /**
- * Our side of TLS for clients: the certificate and its key from two PEM files, checked at load, replaceable while
- * connections live. It knows nothing of PostgreSQL but the ALPN name. TLS towards PostgreSQL is not made here.
+ * Our side of TLS for clients: the certificate and its key from two PEM files, and the authorities for certificates
+ * of clients, checked at load, replaceable while connections live. It knows nothing of PostgreSQL but the ALPN name.
+ * TLS towards PostgreSQL is not made here.
  */
 
-import { constants } from 'node:crypto';
+import { constants, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { createSecureContext, type SecureContext, TLSSocket } from 'node:tls';
@@ -18,22 +19,31 @@ export const TLS_HANDSHAKE_BYTE = 0x16;
 /** Invariant: holds a certificate that fits its key at all times; a reload that fails changes nothing. */
 export class ServerCertificate {
   #context: SecureContext;
+  #asksForCertificate: boolean;
 
-  private constructor(context: SecureContext) {
+  private constructor(context: SecureContext, asksForCertificate: boolean) {
     this.#context = context;
+    this.#asksForCertificate = asksForCertificate;
   }
 
   /**
-   * Reads `tls_certificate` (the chain, leaf first) and `tls_private_key`. Throws PgError F0000 that names the file
+   * Reads `tls_certificate` (the chain, leaf first) and `tls_private_key`, and `tls_client_ca_certificate` if there is
+   * one: then clients are asked for a certificate, which they need not have. Throws PgError F0000 that names the file
    * at fault.
    */
-  static load(certificatePath: string, privateKeyPath: string): ServerCertificate {
-    return new ServerCertificate(loadContext(certificatePath, privateKeyPath));
+  static load(
+    certificatePath: string,
+    privateKeyPath: string,
+    clientCaPath: string | null = null,
+  ): ServerCertificate {
+    const context = loadContext(certificatePath, privateKeyPath, clientCaPath);
+    return new ServerCertificate(context, clientCaPath !== null);
   }
 
   /** Reads the files anew, for the connections to come. Throws as `load` does, and then keeps what it had. */
-  reload(certificatePath: string, privateKeyPath: string): void {
-    this.#context = loadContext(certificatePath, privateKeyPath);
+  reload(certificatePath: string, privateKeyPath: string, clientCaPath: string | null = null): void {
+    this.#context = loadContext(certificatePath, privateKeyPath, clientCaPath);
+    this.#asksForCertificate = clientCaPath !== null;
   }
 
   /** Begins the server's part of a handshake on a connected socket. */
@@ -42,17 +52,26 @@ export class ServerCertificate {
       isServer: true,
       secureContext: this.#context,
       ALPNProtocols: [ALPN_POSTGRESQL],
+      // Whether a certificate is needed depends on the user, whom the handshake does not know yet.
+      requestCert: this.#asksForCertificate,
+      rejectUnauthorized: false,
     });
   }
 }
 
-function loadContext(certificatePath: string, privateKeyPath: string): SecureContext {
+function loadContext(
+  certificatePath: string,
+  privateKeyPath: string,
+  clientCaPath: string | null,
+): SecureContext {
   const cert = readPem('tls_certificate', certificatePath);
   const key = readPem('tls_private_key', privateKeyPath);
+  const ca = clientCaPath === null ? null : readAuthorities(clientCaPath);
   try {
     return createSecureContext({
       cert,
       key,
+      ...(ca !== null && { ca }),
       minVersion: 'TLSv1.2',
       // Clients of PostgreSQL do not resume sessions; tickets would only cost bytes and memory on each login.
       secureOptions: constants.SSL_OP_NO_TICKET | constants.SSL_OP_CIPHER_SERVER_PREFERENCE,
@@ -63,6 +82,17 @@ function loadContext(certificatePath: string, privateKeyPath: string): SecureCon
       error,
     );
   }
+}
+
+/** OpenSSL would take a file without a certificate for an empty list, and trust nobody without a word. */
+function readAuthorities(path: string): Buffer {
+  const pem = readPem('tls_client_ca_certificate', path);
+  try {
+    new X509Certificate(pem);
+  } catch (error) {
+    throw configFault(`tls_client_ca_certificate "${path}" holds no certificate`, error);
+  }
+  return pem;
 }
 
 function readPem(key: string, path: string): Buffer {

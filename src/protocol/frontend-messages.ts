@@ -109,6 +109,11 @@ export function decodePassword(buffer: Buffer, start: number, end: number): stri
   return password;
 }
 
+/** The mechanism that a SASLInitialResponse begins with; what follows it is not looked at. */
+export function decodeSASLMechanism(buffer: Buffer, start: number, end: number): string {
+  return new MessageReader('SASLInitialResponse', buffer, start, end).cstring();
+}
+
 /** The chosen mechanism and its first data (a copy); null when the client sent none. */
 export function decodeSASLInitialResponse(
   buffer: Buffer,

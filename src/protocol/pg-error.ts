@@ -16,6 +16,7 @@ export const SqlState = {
   ReadOnlySqlTransaction: '25006',
   IdleInTransactionSessionTimeout: '25P03',
   InvalidSqlStatementName: '26000',
+  DuplicatePreparedStatement: '42P05',
   InvalidAuthorizationSpecification: '28000',
   InvalidPassword: '28P01',
   InvalidCatalogName: '3D000',

@@ -170,7 +170,11 @@ function checkParameterName(name: string): string {
     throw fatal(SqlState.UndefinedObject, 'invalid parameter name in startup packet', 'parameter_name');
   }
   if (PROTECTED_NAME.test(lower)) {
-    throw fatal(SqlState.InsufficientPrivilege, `parameter "${lower}" cannot be set`, 'protected_parameter');
+    throw fatal(
+      SqlState.InsufficientPrivilege,
+      `permission denied to set parameter "${lower}"`,
+      'protected_parameter',
+    );
   }
   // `USER` or `Options` means nothing to PostgreSQL; taking it for a setting would hide a misspelling.
   if (OWN_NAMES.has(lower) && !OWN_NAMES.has(name)) throw unrecognized(name);

@@ -8,6 +8,7 @@ import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../pr
 import { textArrayLiteral } from '../session/parameters.ts';
 import { SERVER_NAME_PREFIX } from '../session/prepared-statements.ts';
 import { PendingAction, PendingKind } from './pending-responses.ts';
+import { ROLE_FACTS_SQL } from './role-facts.ts';
 import type { ServerConnection } from './server-connection.ts';
 import { type OwnBatch, type ServerOwner, UNNAMED_FOREIGN } from './server-owner.ts';
 
@@ -37,6 +38,7 @@ const READ_OWN_PARAMETERS: OwnStatement = ownStatement(
  WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) n AND s.setting OPERATOR(pg_catalog.<>) COALESCE(s.reset_val, ''))
  THEN pg_catalog.current_setting(n, true) END FROM pg_catalog.unnest($1::pg_catalog.text[]) AS t(n)`,
 );
+const READ_ROLES: OwnStatement = ownStatement('', ROLE_FACTS_SQL);
 const SET_ROLE_SQL = "SELECT pg_catalog.set_config('role', $1, false)";
 const SET_ROLE: OwnStatement = ownStatement(`${SERVER_NAME_PREFIX}role`, SET_ROLE_SQL);
 const SET_ROLE_UNNAMED: OwnStatement = ownStatement('', SET_ROLE_SQL);
@@ -50,8 +52,9 @@ export function ownBatch(
   onEnd: (error: ErrorFields | null) => void,
   onRow: (values: (string | null)[]) => void = () => {},
   statusTo: ServerOwner | null = null,
+  readyTo: ServerOwner | null = null,
 ): OwnBatch {
-  return { onRow, onEnd, error: null, parses: '', statusTo };
+  return { onRow, onEnd, error: null, parses: '', statusTo, readyTo };
 }
 
 /** Bind, Execute and, unless it goes into a request of the client, Sync; Parse in front where it is missing. */
@@ -101,6 +104,16 @@ export function sendReadParameters(
 ): void {
   const statement = ownOnly ? READ_OWN_PARAMETERS : READ_PARAMETERS;
   sendOwn(server, statement, [textArrayLiteral(names)], batch, true);
+}
+
+/** Asks what PostgreSQL says of roles; `batch.onRow` gets the rows of role-facts.ts. */
+export function sendReadRoles(
+  server: ServerConnection,
+  names: readonly string[],
+  loginGroup: string | null,
+  batch: OwnBatch,
+): void {
+  sendOwn(server, READ_ROLES, [textArrayLiteral(names), loginGroup], batch, true);
 }
 
 /** Becomes the role again; `sync` false inside a request of the client. */

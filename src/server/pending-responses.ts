@@ -132,6 +132,14 @@ export class PendingResponses<Owner, Data> {
     return false;
   }
 
+  /** True when PostgreSQL owes the owner a ReadyForQuery. */
+  owesReady(owner: Owner): boolean {
+    for (let index = 0; index < this.#length; index++) {
+      if (this.kindAt(index) <= PendingKind.Sync && this.ownerAt(index) === owner) return true;
+    }
+    return false;
+  }
+
   clear(): void {
     while (this.#length > 0) this.pop();
   }

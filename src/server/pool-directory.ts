@@ -2,17 +2,19 @@
  * Every pool of the worker: static ones for the users of users.toml, provisioned ones for the roles of tokens. A
  * pool is made by the first login that needs it and forgotten when nobody uses it; nothing here reads a token.
  */
-import { readFileSync } from 'node:fs';
+import { backendIdentityOf } from '../auth/backend-identity.ts';
 import type { Identity } from '../auth/identity.ts';
 import { checkRoleAttributes, roleRefused } from '../auth/role-policy.ts';
 import type { ScramKeys } from '../auth/scram-keys.ts';
 import type { Logger } from '../base/log.ts';
-import type { Config, DatabaseConfig, PoolOverrides, UserConfig } from '../config/config.ts';
+import type { BackendIdentity, Config, DatabaseConfig, PoolOverrides, UserConfig } from '../config/config.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import type { ParameterSets } from '../session/parameters.ts';
 import { Pool, type PoolSettings } from './pool.ts';
 import { ServerCapacity } from './server-capacity.ts';
-import type { OpenedServer, ServerTarget } from './server-login.ts';
+import type { OpenedServer } from './server-login.ts';
+import { hasOwnLogin, isProvisioned, serverTarget, serverTlsOf } from './server-target.ts';
+import type { ServerTls } from './server-tls.ts';
 
 export interface PoolDirectoryOptions {
   readonly config: Config;
@@ -29,10 +31,13 @@ export class PoolDirectory {
   readonly #pools = new Map<string, Pool>();
   /** Roles that PostgreSQL or the policy refused a moment ago, so that retries cost nothing. */
   readonly #refused = new Map<string, { error: PgError; untilMs: number }>();
-  readonly #caCertificate: string | null;
+  /** Forgotten, with connections that are still lent or being cleaned. */
+  readonly #closing = new Set<Pool>();
+  readonly #tls: ServerTls;
   #warnedPrivileged = false;
+  #warnedSetRole = false;
 
-  /** Throws the system's error when the CA file cannot be read. */
+  /** Throws the system's error when a certificate, its key or the CA file cannot be read. */
   constructor(options: PoolDirectoryOptions) {
     const { general, turnstile } = options.config;
     this.#options = options;
@@ -40,8 +45,7 @@ export class PoolDirectory {
       turnstile.maxServerConnections,
       turnstile.maxServerConnectionsPerDatabase,
     );
-    this.#caCertificate =
-      general.tlsServerCaCertificate === null ? null : readFileSync(general.tlsServerCaCertificate, 'utf8');
+    this.#tls = serverTlsOf(general);
   }
 
   pools(): Iterable<Pool> {
@@ -58,8 +62,12 @@ export class PoolDirectory {
         severity: 'FATAL',
       });
     }
-    const asRole = identity.token !== null && !hasOwnLogin(identity.user);
-    const key = `${asRole ? 'role' : 'user'}\0${databaseName}\0${identity.role}`;
+    const backend = isProvisioned(identity)
+      ? backendIdentityOf(this.#options.config, identity.role, databaseName)
+      : null;
+    // What makes two logins of one role different at PostgreSQL keeps their connections apart.
+    const access = identity.readOnly ? 'ro' : 'rw';
+    const key = `${backend ?? 'user'}\0${access}\0${databaseName}\0${identity.role}`;
     const known = this.#pools.get(key);
     if (known !== undefined) return known;
     const refused = this.#refused.get(key);
@@ -67,7 +75,7 @@ export class PoolDirectory {
       if (this.#options.now() < refused.untilMs) return refused.error;
       this.#refused.delete(key);
     }
-    if (asRole && !this.#makeRoom()) {
+    if (backend !== null && !this.#makeRoom()) {
       return new PgError({
         code: SqlState.TooManyConnections,
         message: 'too many roles are logged in through this pooler',
@@ -75,7 +83,7 @@ export class PoolDirectory {
         reason: 'max_roles',
       });
     }
-    const pool = this.#make(database, identity, asRole);
+    const pool = this.#make(database, identity, backend);
     this.#pools.set(key, pool);
     return pool;
   }
@@ -90,9 +98,22 @@ export class PoolDirectory {
       if (known !== pool) continue;
       this.#pools.delete(key);
       pool.close(error);
-      if (this.#refused.size >= REFUSED_MAX) this.#refused.clear();
-      this.#refused.set(key, { error, untilMs: this.#options.now() + REFUSED_MS });
+      this.#remember(key, error);
       return;
+    }
+  }
+
+  /**
+   * The role may not enter this host (`Pool.hostKey`) any more: its provisioned pools go, and logins that come soon
+   * are told the same. Connections that are still lent are looked after until they come back.
+   */
+  forgetRole(role: string, hostKey: string, error: PgError): void {
+    for (const [key, pool] of this.#pools) {
+      if (!pool.options.provisioned || pool.options.role !== role || pool.hostKey !== hostKey) continue;
+      this.#pools.delete(key);
+      this.#closing.add(pool);
+      pool.close(error);
+      this.#remember(key, error);
     }
   }
 
@@ -102,7 +123,8 @@ export class PoolDirectory {
    */
   refusal(identity: Identity, pool: Pool): PgError | null {
     const role = pool.roleAttributes;
-    if (identity.token === null || pool.options.provisioned || role === null) return null;
+    const isStranger = identity.token !== null || identity.method === 'anonymous';
+    if (!isStranger || pool.options.provisioned || role === null) return null;
     const refusal = checkRoleAttributes(role.name, role, this.#options.config.turnstile, Date.now());
     return refusal === null ? null : roleRefused(identity.role, refusal);
   }
@@ -127,6 +149,10 @@ export class PoolDirectory {
       this.#pools.delete(key);
       pool.close();
     }
+    for (const pool of this.#closing) {
+      pool.tick(nowMs);
+      if (pool.serverCount + pool.connectingCount === 0) this.#closing.delete(pool);
+    }
     for (const [key, refused] of this.#refused) if (nowMs >= refused.untilMs) this.#refused.delete(key);
   }
 
@@ -142,10 +168,15 @@ export class PoolDirectory {
   }
 
   destroy(): void {
-    for (const pool of this.#pools.values()) pool.destroy();
+    for (const pool of [...this.#pools.values(), ...this.#closing]) pool.destroy();
   }
 
   // ---- inside ----------------------------------------------------------------------------------------------
+
+  #remember(key: string, error: PgError): void {
+    if (this.#refused.size >= REFUSED_MAX) this.#refused.clear();
+    this.#refused.set(key, { error, untilMs: this.#options.now() + REFUSED_MS });
+  }
 
   #primary(name: string): DatabaseConfig | undefined {
     const rows = this.#options.config.databases.filter((row) => row.name === name);
@@ -181,56 +212,32 @@ export class PoolDirectory {
     return true;
   }
 
-  #make(database: DatabaseConfig, identity: Identity, asRole: boolean): Pool {
+  #make(database: DatabaseConfig, identity: Identity, backend: BackendIdentity | null): Pool {
     const { config, parameterSets, scramKeys, now, log } = this.#options;
+    const provisioned = backend !== null;
     return new Pool({
       databaseName: database.name,
       role: identity.role,
-      target: this.#target(database, identity, asRole),
-      settings: this.#settings(database, identity.user, asRole),
-      provisioned: asRole,
+      target: serverTarget(config, database, identity, backend, this.#tls),
+      settings: this.#settings(database, identity.user, provisioned),
+      provisioned,
       readOnly: identity.readOnly,
       capacity: this.capacity,
       parameterSets,
       scramKeys,
       stayWhenRoleMissing: config.turnstile.missingRole === 'server_user',
-      vet: (opened, pool) => (asRole ? this.#vet(opened, pool) : null),
+      vet: (opened, pool) => (provisioned ? this.#vet(opened, pool) : null),
       now,
       log,
     });
   }
 
-  #target(database: DatabaseConfig, identity: Identity, asRole: boolean): ServerTarget {
-    const { general, jwt, tcp } = this.#options.config;
-    const { user } = identity;
-    const login = asRole ? jwt.serverUser : (user?.serverUser ?? identity.role);
-    const password = asRole ? jwt.serverPassword : (user?.serverPassword ?? user?.passwords[0] ?? null);
-    const startupParameters: Record<string, string> = {};
-    const statementTimeoutMs = user?.statementTimeoutMs ?? database.statementTimeoutMs;
-    const lockTimeoutMs = user?.lockTimeoutMs ?? database.lockTimeoutMs;
-    if (statementTimeoutMs !== null) startupParameters['statement_timeout'] = String(statementTimeoutMs);
-    if (lockTimeoutMs !== null) startupParameters['lock_timeout'] = String(lockTimeoutMs);
-    if (identity.readOnly) startupParameters['default_transaction_read_only'] = 'on';
-    return {
-      host: database.host,
-      port: database.port,
-      database: database.databaseName,
-      user: database.user ?? login ?? identity.role,
-      password: database.password ?? password,
-      setRole: asRole ? identity.role : null,
-      tls: { mode: general.tlsVerify, caCertificate: this.#caCertificate },
-      startupParameters,
-      connectTimeoutMs: general.connectTimeoutMs,
-      keepalive: { enabled: tcp.keepalive, initialDelayMs: tcp.timeMs ?? 0 },
-    };
-  }
-
-  #settings(database: DatabaseConfig, user: UserConfig | null, asRole: boolean): PoolSettings {
+  #settings(database: DatabaseConfig, user: UserConfig | null, provisioned: boolean): PoolSettings {
     const { general } = this.#options.config;
     const pick = <K extends keyof PoolOverrides>(key: K): PoolOverrides[K] => user?.[key] ?? database[key];
     return {
       sizeMax: pick('poolSize') ?? general.defaultPoolSize,
-      sizeMin: asRole ? 0 : (pick('minPoolSize') ?? general.minPoolSize),
+      sizeMin: provisioned ? 0 : (pick('minPoolSize') ?? general.minPoolSize),
       mode: pick('poolerMode') ?? general.poolerMode,
       checkoutTimeoutMs: general.checkoutTimeoutMs,
       connectAttempts: general.connectAttempts,
@@ -245,8 +252,20 @@ export class PoolDirectory {
 
   /** What a role may be, and what the service user behind it may be. */
   #vet(opened: OpenedServer, pool: Pool): PgError | null {
+    const { role } = opened.attributes;
+    const { role: wanted, target } = pool.options;
+    if (target.backendIdentity === 'set_role') {
+      const refused = this.#vetServiceUser(opened);
+      // `missing_role`: it runs as the service user.
+      if (refused !== null || role.name !== wanted) return refused;
+    }
+    const refusal = checkRoleAttributes(role.name, role, this.#options.config.turnstile, Date.now());
+    return refusal === null ? null : roleRefused(role.name, refusal);
+  }
+
+  #vetServiceUser(opened: OpenedServer): PgError | null {
     const { config, log } = this.#options;
-    const { sessionUser, role } = opened.attributes;
+    const { sessionUser } = opened.attributes;
     const privileged =
       sessionUser.superuser || sessionUser.bypassRls || sessionUser.replication || sessionUser.createRole;
     if (privileged && !config.turnstile.allowPrivilegedServerUser) {
@@ -268,18 +287,15 @@ export class PoolDirectory {
         'the server user is privileged: a session that leaves its role by a function has all of its rights',
       );
     }
-    if (role.name !== pool.options.role) return null;
-    // A role that is taken with SET ROLE need not be one that can log in.
-    const refusal = checkRoleAttributes(role.name, { ...role, canLogin: true }, config.turnstile, Date.now());
-    return refusal === null ? null : roleRefused(role.name, refusal);
+    if (!this.#warnedSetRole) {
+      this.#warnedSetRole = true;
+      log.warn(
+        { server_user: sessionUser.name },
+        'backend_identity is set_role: who can send any SQL can become every role granted to the server user (login_map and login_password prevent it)',
+      );
+    }
+    return null;
   }
-}
-
-/** True when a row of users.toml says how to log in at PostgreSQL by itself. */
-function hasOwnLogin(user: UserConfig | null): boolean {
-  return (
-    user !== null && (user.serverUser !== null || user.serverPassword !== null || user.passwords.length > 0)
-  );
 }
 
 function isUnused(pool: Pool): boolean {

@@ -2,6 +2,7 @@
  * Why a pool has no connection to give: which faults another attempt may not meet, and what a waiting client is told
  * of each. PostgreSQL's own words about its server user stay in the log.
  */
+import type { BackendIdentity } from '../config/config.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import { ServerLoginError } from './server-login-error.ts';
 
@@ -43,6 +44,20 @@ export function roleRefused(role: string, reason: string): PgError {
     message: `role "${role}" is not permitted to log in through this pooler`,
     severity: 'FATAL',
     reason,
+  });
+}
+
+/**
+ * PostgreSQL would not let the role log in as itself. Not in its words: "password authentication failed" would be
+ * taken for the client's proof, which was right.
+ */
+export function roleLoginRefused(role: string, identity: BackendIdentity, cause: ServerLoginError): PgError {
+  return new PgError({
+    code: SqlState.InvalidAuthorizationSpecification,
+    message: `PostgreSQL does not let role "${role}" log in for this pooler`,
+    severity: 'FATAL',
+    reason: `${identity}_refused`,
+    cause,
   });
 }
 

@@ -10,12 +10,14 @@ import type { Logger } from '../base/log.ts';
 import type { PoolerMode } from '../config/config.ts';
 import { Wire } from '../net/wire.ts';
 import { type PgError, SqlState } from '../protocol/pg-error.ts';
+import type { ClaimSettings } from '../session/claim-settings.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import {
   checkoutTimedOut,
   isPassing,
   isRoleRefusal,
   poolClosed,
+  roleLoginRefused,
   roleRefused,
   toPgError,
 } from './pool-errors.ts';
@@ -29,6 +31,8 @@ import type { ServerOwner } from './server-owner.ts';
 
 /** A client session that wants a server connection. */
 export interface Waiter extends ServerOwner {
+  /** A connection that carries these claims already is the better one; absent like null: none. */
+  readonly claims?: ClaimSettings | null;
   /** When it began to wait; set by the pool. */
   waitingSinceMs: number;
   /** The connection is linked to the session already. */
@@ -84,12 +88,16 @@ export interface PoolOptions {
 export class Pool implements ServerListener, CapacityUser {
   readonly options: PoolOptions;
   readonly databaseKey: string;
+  /** The server, whatever the database: roles are the same in all of them. */
+  readonly hostKey: string;
   /** Sessions that are logged in to this pool. */
   readonly sessions: Set<object> = new Set();
   /** What a new session is told at login: the values PostgreSQL reported last; null before the first connection. */
   welcome: ReadonlyMap<string, string> | null = null;
   /** What PostgreSQL said of the role at the last login; null before the first. */
   roleAttributes: RoleAttributes | null = null;
+  /** When it said so, monotonic milliseconds. */
+  roleCheckedMs: number = Number.NEGATIVE_INFINITY;
   /** When the pool was last of use to anyone. */
   lastUsedMs: number;
   /** Startup settings that PostgreSQL accepted, by their raw text, and what they became. */
@@ -103,12 +111,15 @@ export class Pool implements ServerListener, CapacityUser {
   readonly #opening = new Set<AbortController>();
   #failure: { error: PgError; untilMs: number; count: number } | null = null;
   #closed = false;
+  /** Connections are being handed to waiters. */
+  #serving = false;
   /** `missing_role = "server_user"`, and PostgreSQL does not know the role. */
   #roleMissing = false;
 
   constructor(options: PoolOptions) {
     this.options = options;
-    this.databaseKey = `${options.target.host}:${options.target.port}/${options.target.database}`;
+    this.hostKey = `${options.target.host}:${options.target.port}`;
+    this.databaseKey = `${this.hostKey}/${options.target.database}`;
     this.lastUsedMs = options.now();
     options.capacity.register(this);
   }
@@ -144,6 +155,17 @@ export class Pool implements ServerListener, CapacityUser {
     if (this.options.target.setRole === null) return null;
     return this.#roleMissing ? 'none' : this.options.target.setRole;
   }
+  /**
+   * What the connection has to become again before somebody else has it; null when it cannot be anybody else. Where
+   * the login is the role it may have taken one that was granted to it, seen or by code that no text shows.
+   */
+  roleToAssert(server: ServerConnection): string | null {
+    if (this.guardedRole !== null) return this.guardedRole;
+    const maySetRole = this.roleAttributes?.maySetRole !== false;
+    const provisioned = this.options.target.backendIdentity !== null;
+    const inDoubt = provisioned ? maySetRole || server.roleInDoubt : maySetRole && server.roleInDoubt;
+    return inDoubt ? 'none' : null;
+  }
   get closed(): boolean {
     return this.#closed;
   }
@@ -164,7 +186,7 @@ export class Pool implements ServerListener, CapacityUser {
   checkout(waiter: Waiter, nowMs: number): ServerConnection | PgError | null {
     if (this.#closed) return poolClosed();
     this.lastUsedMs = nowMs;
-    const server = this.#waiters.length === 0 ? this.#idle.pop() : undefined;
+    const server = this.#waiters.length === 0 ? this.#takeIdle(waiter.claims ?? null) : undefined;
     if (server !== undefined) {
       this.#link(server, waiter, nowMs);
       return server;
@@ -254,7 +276,7 @@ export class Pool implements ServerListener, CapacityUser {
     for (let waiter = this.#waiters.peek(); waiter !== undefined; waiter = this.#waiters.peek()) {
       if (nowMs - waiter.waitingSinceMs < checkoutTimeoutMs) break;
       this.#waiters.shift();
-      waiter.onCheckoutFailed(this.#failure?.error ?? checkoutTimedOut(checkoutTimeoutMs));
+      this.#fail(waiter, this.#failure?.error ?? checkoutTimedOut(checkoutTimeoutMs));
     }
     for (const server of [...this.#idle]) {
       const surplus = this.serverCount > sizeMin;
@@ -264,7 +286,10 @@ export class Pool implements ServerListener, CapacityUser {
     for (const server of [...this.#cleaning, ...this.#active]) {
       if (nowMs >= server.cleanDeadlineMs) server.close('rollback_timeout');
     }
-    if (this.#waiters.length > 0) this.#openWhereWanted(nowMs);
+    if (this.#waiters.length > 0) {
+      this.#serveWaiters(nowMs);
+      this.#openWhereWanted(nowMs);
+    }
     this.warm(nowMs);
   }
 
@@ -288,6 +313,13 @@ export class Pool implements ServerListener, CapacityUser {
     if (this.#waiters.length > 0 && !this.#closed) this.#openWhereWanted(this.options.now());
   }
 
+  onSessionUser(server: ServerConnection, user: string): void {
+    // Under SET ROLE nobody may run a single statement more as whoever this is.
+    if (this.guardedRole !== null && user !== this.options.target.user) {
+      server.close('the session user changed');
+    }
+  }
+
   giveUpIdle(): void {
     this.#idle[0]?.close('its place is needed by another role');
   }
@@ -307,20 +339,69 @@ export class Pool implements ServerListener, CapacityUser {
     this.#active.add(server);
   }
 
+  /** The one used last, so that the others can grow old; before it one that carries the claims, then one without any. */
+  #takeIdle(claims: ClaimSettings | null): ServerConnection | undefined {
+    const idle = this.#idle;
+    const last = idle.length - 1;
+    if (last <= 0 || idle[last]?.claims.settings === claims) return idle.pop();
+    let found = last;
+    const lowest = Math.max(0, last - IDLE_LOOKED_AT_MAX);
+    for (let at = last; at >= lowest; at--) {
+      const carried = (idle[at] as ServerConnection).claims;
+      if (carried.settings === claims) return idle.splice(at, 1)[0];
+      if (found === last && carried.settings === null && !carried.tainted) found = at;
+    }
+    return idle.splice(found, 1)[0];
+  }
+
   #makeIdle(server: ServerConnection, nowMs: number): void {
     server.assertIdle();
     server.lastUsedMs = nowMs;
-    const old = nowMs >= server.retireAtMs;
-    const waiter = old || server.retired || this.#closed ? undefined : this.#waiters.shift();
-    if (waiter !== undefined) {
-      this.#link(server, waiter, nowMs);
-      waiter.onCheckedOut(server);
-      return;
-    }
     server.state = ServerState.Idle;
     this.#idle.push(server);
-    if (old || server.retired || this.#closed) server.close('server_lifetime');
-    else if (this.options.capacity.wantedByOthers(this)) server.close('its place is needed by another role');
+    if (nowMs >= server.retireAtMs || server.retired || this.#closed) return server.close('server_lifetime');
+    this.#serveWaiters(nowMs);
+  }
+
+  /**
+   * Idle connections go to who waited longest, one after, not inside, the other: a waiter may give his back before
+   * the call returns, and thousands of them would else stand on the stack together.
+   */
+  #serveWaiters(nowMs: number): void {
+    if (this.#serving) return;
+    this.#serving = true;
+    try {
+      while (this.#idle.length > 0 && this.#waiters.length > 0) {
+        this.#hand(this.#idle.pop() as ServerConnection, this.#waiters.shift() as Waiter, nowMs);
+      }
+    } finally {
+      this.#serving = false;
+    }
+    if (this.#idle.length > 0 && this.options.capacity.wantedByOthers(this)) this.giveUpIdle();
+  }
+
+  /** A fault of ours ends one session, not the wait of the others: its end is told by that of the connection. */
+  #hand(server: ServerConnection, waiter: Waiter, nowMs: number): void {
+    this.#link(server, waiter, nowMs);
+    try {
+      waiter.onCheckedOut(server);
+    } catch (error) {
+      if (server.linked === waiter) server.close('fault');
+      this.#logFault(error);
+    }
+  }
+
+  #fail(waiter: Waiter, error: PgError): void {
+    try {
+      waiter.onCheckoutFailed(error);
+    } catch (fault) {
+      this.#logFault(fault);
+    }
+  }
+
+  #logFault(error: unknown): void {
+    const { databaseName, role, log } = this.options;
+    log.error({ database: databaseName, role, err: error }, 'a session could not go on: a fault of ours');
   }
 
   #mayTry(nowMs: number): boolean {
@@ -346,7 +427,12 @@ export class Pool implements ServerListener, CapacityUser {
     void this.#openAttempts(opening.signal).then(
       (opened) => {
         this.#opening.delete(opening);
-        this.#onOpened(opened);
+        try {
+          this.#onOpened(opened);
+        } catch (error) {
+          opened.socket.destroy();
+          this.#onOpenFailed(toPgError(error));
+        }
       },
       (error: unknown) => {
         this.#opening.delete(opening);
@@ -376,11 +462,15 @@ export class Pool implements ServerListener, CapacityUser {
       this.#roleMissing = false;
       return opened;
     } catch (error) {
-      if (target.setRole === null || !(error instanceof ServerLoginError) || !isRoleRefusal(error))
-        throw error;
+      if (!(error instanceof ServerLoginError)) throw error;
+      const { backendIdentity, setRole } = target;
+      if (setRole === null && backendIdentity !== null && error.code.startsWith('28')) {
+        throw roleLoginRefused(target.user, backendIdentity, error);
+      }
+      if (setRole === null || !isRoleRefusal(error)) throw error;
       if (!stayWhenRoleMissing || error.code !== SqlState.InvalidParameterValue) {
         throw roleRefused(
-          target.setRole,
+          setRole,
           error.code === SqlState.InvalidParameterValue ? 'role_missing' : 'role_denied',
         );
       }
@@ -402,8 +492,20 @@ export class Pool implements ServerListener, CapacityUser {
       this.#onOpenFailed(refused);
       return;
     }
+    const server = this.#takeOver(opened, nowMs);
+    try {
+      if (opened.leftover.length > 0) server.onBytes(opened.leftover, 0, opened.leftover.length);
+      if (server.state !== ServerState.Closed) this.#makeIdle(server, nowMs);
+    } catch (error) {
+      server.close('fault');
+      this.#logFault(error);
+    }
+  }
+
+  #takeOver(opened: OpenedServer, nowMs: number): ServerConnection {
     this.#failure = null;
     this.roleAttributes = opened.attributes.role;
+    this.roleCheckedMs = nowMs;
     const { serverLifetimeMs, serverLifetimeJitterMs, preparedStatementsLimit } = this.options.settings;
     const jitterMs = serverLifetimeJitterMs * (Math.random() * 2 - 1);
     const server = new ServerConnection({
@@ -411,6 +513,7 @@ export class Pool implements ServerListener, CapacityUser {
       listener: this,
       processId: opened.processId,
       secretKey: opened.secretKey,
+      backendStart: opened.backendStart,
       reported: opened.parameters,
       emptyParameters: this.options.parameterSets.empty,
       preparedStatementsLimit,
@@ -421,9 +524,7 @@ export class Pool implements ServerListener, CapacityUser {
       this.welcome = new Map(opened.parameters);
       this.acceptedStartups.clear();
     }
-    if (opened.leftover.length > 0) server.onBytes(opened.leftover, 0, opened.leftover.length);
-    if (server.state === ServerState.Closed) return;
-    this.#makeIdle(server, nowMs);
+    return server;
   }
 
   #onOpenFailed(error: PgError): void {
@@ -443,7 +544,7 @@ export class Pool implements ServerListener, CapacityUser {
         ...(error.reason === undefined ? {} : { reason: error.reason }),
         // Our own words name the host and say what TLS or the network did; the client was told less.
         ...(error.cause instanceof ServerLoginError &&
-          !error.cause.fromServer && { why: error.cause.message }),
+          error.cause.message !== error.message && { why: error.cause.message }),
       },
       `cannot connect to PostgreSQL: ${error.message}`,
     );
@@ -451,7 +552,10 @@ export class Pool implements ServerListener, CapacityUser {
   }
 
   #failWaiters(error: PgError): void {
-    for (let count = this.#waiters.length; count > 0; count--) this.#waiters.shift()?.onCheckoutFailed(error);
+    for (let count = this.#waiters.length; count > 0; count--) {
+      const waiter = this.#waiters.shift();
+      if (waiter !== undefined) this.#fail(waiter, error);
+    }
   }
 }
 
@@ -461,6 +565,8 @@ function sameValues(left: ReadonlyMap<string, string>, right: ReadonlyMap<string
   return true;
 }
 
+/** Idle connections that are looked at for the claims that they carry. */
+const IDLE_LOOKED_AT_MAX = 16;
 /** Connections of one pool that come up at the same time; more only make PostgreSQL slower. */
 const OPENING_MAX = 4;
 const BACKOFF_MS_MIN = 50;

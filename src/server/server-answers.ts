@@ -175,11 +175,12 @@ export class ServerAnswers implements FrameHandler {
   #drainFakes(): void {
     const pending = this.#pending;
     while (pending.kind >= PendingKind.Fake) {
-      if (pending.kind === PendingKind.Fake) {
-        const { bytes } = pending.data as FakeAnswer;
-        this.#delivery.emit(pending.owner, bytes, 0, bytes.length);
-      }
+      const fake = pending.kind === PendingKind.Fake ? (pending.data as FakeAnswer) : null;
+      const owner = pending.owner;
       pending.pop();
+      if (fake === null) continue;
+      if (fake.bytes.length > 0) this.#delivery.emit(owner, fake.bytes, 0, fake.bytes.length);
+      if (fake.change !== null) owner?.onCompleted(PendingKind.Fake, fake);
     }
   }
 
@@ -206,6 +207,7 @@ export class ServerAnswers implements FrameHandler {
     if (action === PendingAction.Own) {
       const batch = data as OwnBatch;
       batch.onEnd(batch.error);
+      if (batch.readyTo !== null) this.#delivery.emit(batch.readyTo, buffer, start, end);
     } else if (owner !== null) {
       if (data !== null) owner.onCompleted(kind, data);
       if (owner.onReadyForQuery(this.#server, status)) this.#delivery.emit(owner, buffer, start, end);
@@ -235,8 +237,6 @@ export class ServerAnswers implements FrameHandler {
     if (pending.action === PendingAction.Own) {
       const batch = pending.data as OwnBatch;
       batch.error = fields;
-      if (pending.kind === PendingKind.Parse && code !== DUPLICATE_STATEMENT)
-        this.#server.ownStatements.clear();
       if (!this.#endsByItself(batch)) batch.onEnd(fields);
       if (this.#server.closed) return;
       if (fatal && this.#server.linked !== null) {
@@ -305,18 +305,19 @@ export class ServerAnswers implements FrameHandler {
       const action = pending.action;
       pending.pop();
       if (action === PendingAction.Own) {
-        if (kind === PendingKind.Parse) this.#server.ownStatements.delete((data as OwnBatch).parses);
+        const isThere = first && code === DUPLICATE_STATEMENT;
+        if (kind === PendingKind.Parse && !isThere)
+          this.#server.ownStatements.delete((data as OwnBatch).parses);
       } else if (!first && owner !== null && data !== null) {
         owner.onNotCompleted(kind, data, false, code);
       }
       if (!first && kind === PendingKind.Query) querySkipped = true;
-      if (!first && kind === PendingKind.Parse && action === PendingAction.Own)
-        this.#server.ownStatements.clear();
       first = false;
     }
     // A Query that was skipped did not drop the unnamed statement, whoever left it.
     if (querySkipped) this.#server.unnamedId = UNNAMED_FOREIGN;
     this.#server.skippingToSync = !syncFound;
+    if (!syncFound) this.#server.linked?.onSkipping(this.#server);
   }
 
   /** An answer came that no Sync has: the ones in front of it were read as part of a COPY. */
@@ -335,14 +336,13 @@ export class ServerAnswers implements FrameHandler {
     const { name, value } = decodeParameterStatus(buffer, start + 5, end);
     this.#server.reported.set(name, value);
     if (!isSessionSetting(name)) {
-      // Nobody but a superuser gets here; the role of this connection is no longer what the pool promises.
-      if (name === 'session_authorization') this.#server.retired = true;
+      // The role of this connection is no longer what the pool promises.
+      if (name === 'session_authorization') this.#server.noteSessionUser(value);
     }
     if (this.#pending.length > 0 && this.#pending.action === PendingAction.Own) {
       const batch = this.#pending.data as OwnBatch;
       if (batch.statusTo !== null) {
-        this.#delivery.emit(batch.statusTo, buffer, start, end);
-        if (isSessionSetting(name)) batch.statusTo.onParameterStatus(name.toLowerCase(), value);
+        this.#tell(batch.statusTo, name, value, buffer, start, end);
       } else if (this.#pending.kind === PendingKind.Query && isSessionSetting(name)) {
         // ROLLBACK between two owners: what the transaction had set is in force no more.
         this.#server.parameters = new ParameterSet(
@@ -352,9 +352,12 @@ export class ServerAnswers implements FrameHandler {
       return;
     }
     const owner = this.#pending.owner ?? this.#server.linked;
-    if (owner === null) return;
+    if (owner !== null) this.#tell(owner, name, value, buffer, start, end);
+  }
+
+  #tell(owner: ServerOwner, name: string, value: string, buffer: Buffer, start: number, end: number): void {
+    if (isSessionSetting(name) && !owner.onParameterStatus(name.toLowerCase(), value)) return;
     this.#delivery.emit(owner, buffer, start, end);
-    if (isSessionSetting(name)) owner.onParameterStatus(name.toLowerCase(), value);
   }
 
   #outOfStep(type: number): void {

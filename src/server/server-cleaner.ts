@@ -38,6 +38,8 @@ export function cleanServer(
     if (failed || server.state === ServerState.Closed) return done(false);
     if (!server.quiet) return done(false);
     if (plan.discard && plan.emptyParameters !== undefined) server.parameters = plan.emptyParameters;
+    if (plan.discard) server.claims.onReset();
+    if (plan.role !== null) server.roleInDoubt = false;
     if (server.cancelsInFlight === 0) return done(true);
     server.onCancelsDone = (): void => {
       // The signal was sent before the cancel connection closed; one more round trip outlives it.
@@ -49,7 +51,10 @@ export function cleanServer(
     };
   };
   // A simple Query ends an implicit transaction too, and ROLLBACK undoes it (xact.c, UserAbortTransactionBlock).
-  if (server.txStatus !== TxStatus.Idle || server.unsynced) sendRollback(server, ownBatch(step));
+  if (server.txStatus !== TxStatus.Idle || server.unsynced) {
+    sendRollback(server, ownBatch(step));
+    if (server.claims.inTransaction) server.claims.stale = true;
+  }
   if (plan.discard) {
     sendDiscardAll(server, ownBatch(step));
     server.statements.clear();

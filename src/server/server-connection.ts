@@ -13,6 +13,7 @@ import { encodeClose, SYNC, TERMINATE } from '../protocol/message-writer.ts';
 import { PgError } from '../protocol/pg-error.ts';
 import type { ParameterSet } from '../session/parameters.ts';
 import { ServerStatements } from '../session/prepared-statements.ts';
+import { CarriedClaims } from './carried-claims.ts';
 import { doubtSyncs } from './copy-syncs.ts';
 import { FrameScanner } from './frame-scanner.ts';
 import { OutBuffer } from './out-buffer.ts';
@@ -25,6 +26,8 @@ import { SpanDelivery } from './span-delivery.ts';
 export interface ServerListener {
   /** `fault` is set when the connection had to go because of an error in our own code. */
   onServerClosed(server: ServerConnection, reason: string, fault: Error | null): void;
+  /** PostgreSQL reports another session user than before; the connection is not lent again. */
+  onSessionUser(server: ServerConnection, user: string): void;
 }
 
 export const ServerState = {
@@ -41,6 +44,8 @@ export interface ServerConnectionOptions {
   readonly listener: ServerListener;
   readonly processId: number;
   readonly secretKey: Buffer;
+  /** pg_stat_activity.backend_start in microseconds since the epoch; null where it was not asked for. */
+  readonly backendStart?: string | null;
   readonly reported: Map<string, string>;
   readonly emptyParameters: ParameterSet;
   readonly preparedStatementsLimit: number;
@@ -58,6 +63,7 @@ export class ServerConnection implements WireHandler {
   readonly statements: ServerStatements;
   readonly processId: number;
   readonly secretKey: Buffer;
+  readonly backendStart: string | null;
   /** Every value PostgreSQL reported last. */
   readonly reported: Map<string, string>;
   readonly connectedAtMs: number;
@@ -72,14 +78,19 @@ export class ServerConnection implements WireHandler {
   skippingToSync = false;
   /** What was sent last is not ended by a Sync: an implicit transaction may be open (manual, "Pipelining"). */
   unsynced = false;
+  /** Messages of the extended protocol were sent behind the last Sync: if one fails, the rest is skipped up to the next. */
+  #inRequest = false;
   /** PostgreSQL waits for COPY data. */
   copyIn = false;
   /** A COPY failed while Syncs stood behind it, and it is not known which of them are answered. */
   copyInDoubt = false;
   /** `settleCopy` waits for the rest of the owner's message. */
   settleLate = false;
-  /** Which unnamed statement the server holds, by the number its relay gave it; 0 when it holds none. */
-  unnamedId: number = UNNAMED_FOREIGN;
+  #unnamedId: number = UNNAMED_FOREIGN;
+  /** What was sent to change the unnamed statement may be skipped. */
+  #unnamedInDoubt = false;
+  /** The claims that are in force as settings. */
+  readonly claims: CarriedClaims = new CarriedClaims();
   /** Our own named statements that exist on the server. */
   readonly ownStatements: Set<string> = new Set();
   /** Cancel requests that are on their way to PostgreSQL. */
@@ -90,6 +101,8 @@ export class ServerConnection implements WireHandler {
   cleanDeadlineMs: number = Number.POSITIVE_INFINITY;
   /** The guarded role was asserted after everything that a client sent. */
   roleSafe = true;
+  /** Code that no text shows ran since the role was asserted last: where the login is the role it may be another now. */
+  roleInDoubt = false;
   /** The request that asserts the role, ready to send. */
   roleRequest: { readonly role: string; readonly bytes: Buffer } | null = null;
   /** Not to be lent again. */
@@ -110,6 +123,7 @@ export class ServerConnection implements WireHandler {
     this.#listener = options.listener;
     this.processId = options.processId;
     this.secretKey = options.secretKey;
+    this.backendStart = options.backendStart ?? null;
     this.reported = options.reported;
     this.parameters = options.emptyParameters;
     this.statements = new ServerStatements(options.preparedStatementsLimit);
@@ -134,9 +148,30 @@ export class ServerConnection implements WireHandler {
     );
   }
 
+  /** Which unnamed statement the server holds, by the number its relay gave it; 0 when it holds none. */
+  get unnamedId(): number {
+    return this.#unnamedId;
+  }
+
+  set unnamedId(id: number) {
+    this.#unnamedId = id;
+    if (this.skippable) this.#unnamedInDoubt = true;
+  }
+
+  /** What is sent now may be skipped: something in front of it in its request is not answered yet, and may fail. */
+  get skippable(): boolean {
+    return this.#inRequest && this.pending.length > 0;
+  }
+
   /** The owner got the first part of a message and not its rest: nothing else may be written behind it. */
   isPartWayTo(owner: ServerOwner): boolean {
     return this.#scanner.inMessage && this.#answers.restOwner === owner;
+  }
+
+  /** PostgreSQL says who the session user is. Nobody but a superuser can change it. */
+  noteSessionUser(user: string): void {
+    this.retired = true;
+    this.#listener.onSessionUser(this, user);
   }
 
   // ---- sending -------------------------------------------------------------------------------------------
@@ -161,8 +196,19 @@ export class ServerConnection implements WireHandler {
     owner: ServerOwner | null,
     data: PendingData | null,
   ): void {
+    if (this.pending.length === 0) this.#inRequest = false;
     this.pending.push(kind, action, owner, data);
     if (kind !== PendingKind.CopyEnd) this.unsynced = kind >= PendingKind.Parse;
+    if (kind === PendingKind.Sync) {
+      // Whatever is sent behind it is read again.
+      this.skippingToSync = false;
+      this.#inRequest = false;
+      // Nor may a later request take for granted what this one may never have done.
+      if (this.#unnamedInDoubt) this.#unnamedId = UNNAMED_FOREIGN;
+      this.#unnamedInDoubt = false;
+    } else if (kind >= PendingKind.Parse) {
+      this.#inRequest = true;
+    }
     this.#idleAnnounced = false;
   }
 
@@ -170,8 +216,12 @@ export class ServerConnection implements WireHandler {
   fake(owner: ServerOwner, bytes: Buffer, change: object | null): void {
     this.unsynced = true;
     this.#idleAnnounced = false;
-    if (this.pending.length === 0) this.#delivery.emit(owner, bytes, 0, bytes.length);
-    else this.pending.push(PendingKind.Fake, PendingAction.Forward, owner, { bytes, change });
+    if (this.pending.length > 0) {
+      this.pending.push(PendingKind.Fake, PendingAction.Forward, owner, { bytes, change });
+      return;
+    }
+    if (bytes.length > 0) this.#delivery.emit(owner, bytes, 0, bytes.length);
+    if (change !== null) owner.onCompleted(PendingKind.Fake, { bytes, change });
   }
 
   /** Writes what was sent. Answers false when PostgreSQL is slow and the sender should pause. */
@@ -264,7 +314,14 @@ export class ServerConnection implements WireHandler {
     const pending = this.pending;
     doubtSyncs(pending, 0, pending.length);
     if (pending.length === 0) return;
-    const batch: OwnBatch = { onRow: () => {}, onEnd: () => {}, error: null, parses: '', statusTo: null };
+    const batch: OwnBatch = {
+      onRow: () => {},
+      onEnd: () => {},
+      error: null,
+      parses: '',
+      statusTo: null,
+      readyTo: null,
+    };
     this.send(CLOSE_PROBE);
     this.expect(PendingKind.Close, PendingAction.Own, null, batch);
     this.expect(PendingKind.Sync, PendingAction.Own, null, batch);

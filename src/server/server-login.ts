@@ -10,6 +10,7 @@ import { ScramClient } from '../auth/scram-client.ts';
 import type { ScramKeys } from '../auth/scram-keys.ts';
 import { assert } from '../base/assert.ts';
 import type { Secret } from '../base/secret.ts';
+import type { BackendIdentity } from '../config/config.ts';
 import {
   type Authentication,
   decodeAuthentication,
@@ -22,11 +23,15 @@ import {
 } from '../protocol/backend-messages.ts';
 import { BackendMessage, TxStatus } from '../protocol/codes.ts';
 import {
+  encodeBind,
+  encodeExecute,
+  encodeParse,
   encodePassword,
   encodeSASLInitialResponse,
   encodeSASLResponse,
   encodeStartup,
   SSL_REQUEST,
+  SYNC,
 } from '../protocol/message-writer.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import { LoginChannel, type LoginMessage } from './login-channel.ts';
@@ -46,6 +51,8 @@ const PARAMETER_COUNT_MAX = 256;
 const TIMER_MS_MAX = 0x7fff_ffff;
 const TYPE_SSL_ACCEPTED = 0x53;
 const TYPE_SSL_REFUSED = 0x4e;
+/** Whoever asks learns the password, or a hash of it that can be tried out. */
+const REVEALING_METHODS: readonly Authentication['kind'][] = ['cleartext', 'md5'];
 
 /** Where to log in, and as whom. */
 export interface ServerTarget {
@@ -58,7 +65,16 @@ export interface ServerTarget {
   password: Secret | null;
   /** The role to take after login; null stays the user. */
   setRole: string | null;
+  /**
+   * How the role of a token is had; null for a login by a row of users.toml. `login_map` logs in by the certificate
+   * in `tls` and never sends a password, whatever the server asks for.
+   */
+  backendIdentity: BackendIdentity | null;
+  /** `login_group`, whose members are noted; null asks nothing. */
+  loginGroup: string | null;
   tls: ServerTls;
+  /** Claims are signed for the connection: ask when its backend began. Default false. */
+  readBackendStart?: boolean;
   /** More of the startup packet, e.g. statement_timeout. `client_encoding` is UTF8 unless given. */
   startupParameters: Readonly<Record<string, string>>;
   /** For the whole login, from the name look-up to the check of the role; Infinity for no limit. */
@@ -82,6 +98,8 @@ export interface OpenedServer extends ServerIdentity {
   /** For cancel requests; 0 and an empty buffer when the server gave none. */
   readonly processId: number;
   readonly secretKey: Buffer;
+  /** pg_stat_activity.backend_start in microseconds since the epoch; null unless `readBackendStart`. */
+  readonly backendStart: string | null;
   /** Every ParameterStatus, by its name as sent; the last value counts. */
   readonly parameters: Map<string, string>;
   /** E.g. `15.7 (Debian 15.7-1)`; '' when the server did not say. */
@@ -173,6 +191,8 @@ class ServerLogin {
     this.#channel.write(encodeStartup(parameters));
     await this.#authenticate();
     await this.#untilReady();
+    // Only the login's own user may read it, so before any other role is taken.
+    const backendStart = this.#target.readBackendStart === true ? await this.#readBackendStart() : null;
     const identity = await this.#identify();
     const serverVersion = this.#parameters.get('server_version') ?? '';
     return {
@@ -181,6 +201,7 @@ class ServerLogin {
       leftover: this.#channel.release(),
       processId: this.#processId,
       secretKey: this.#secretKey,
+      backendStart,
       parameters: this.#parameters,
       serverVersion,
       serverVersionNumber: versionNumber(serverVersion),
@@ -190,7 +211,11 @@ class ServerLogin {
 
   /** TLS by SSLRequest. As in libpq a Unix socket never has it: PostgreSQL does not offer it there. */
   async #secure(): Promise<void> {
-    const { tls: options, host } = this.#target;
+    const { tls: options, host, backendIdentity } = this.#target;
+    const byCertificate = backendIdentity === 'login_map';
+    if (byCertificate && (!options.clientCertificate || options.mode === 'disabled' || this.#unixSocket)) {
+      throw this.#channel.error('tls', 'login_map needs TLS, and tls_server_certificate to show');
+    }
     if (options.mode === 'disabled' || this.#unixSocket) return;
     this.#channel.write(SSL_REQUEST);
     const answer = await this.#channel.readAnswerByte();
@@ -201,7 +226,7 @@ class ServerLogin {
       return;
     }
     if (answer === TYPE_SSL_REFUSED) {
-      if (options.mode === 'prefer') return;
+      if (options.mode === 'prefer' && !byCertificate) return;
       throw this.#channel.error('tls', 'the server does not offer TLS');
     }
     // An error text at this point is unauthenticated (CVE-2024-10977): it is not shown.
@@ -211,6 +236,17 @@ class ServerLogin {
   /** Reads up to AuthenticationOk. One method is answered, once: a second request would be a downgrade. */
   async #authenticate(): Promise<void> {
     const first = await this.#nextAuthentication();
+    if (this.#target.backendIdentity === 'login_map' && first.kind !== 'ok') {
+      throw this.#ownRefusal(
+        'the server asks for more than the certificate: no line of its pg_hba.conf with the method cert is for this role',
+      );
+    }
+    if (this.#target.backendIdentity === 'login_password' && REVEALING_METHODS.includes(first.kind)) {
+      // PostgreSQL holds a SCRAM verifier, so only somebody in its place asks in another way.
+      throw this.#ownRefusal(
+        'the server does not ask by SCRAM, and a derived password is proved by nothing else',
+      );
+    }
     switch (first.kind) {
       case 'ok':
         return;
@@ -302,14 +338,35 @@ class ServerLogin {
     }
   }
 
+  /** What signatures over claims are bound to besides the process id, which PostgreSQL uses again. */
+  async #readBackendStart(): Promise<string> {
+    this.#channel.write(BACKEND_START_REQUEST);
+    let start: string | null | undefined;
+    for (;;) {
+      const message = await this.#channel.readMessage();
+      if (this.#absorb(message)) continue;
+      const { type, buffer, start: at, end } = message;
+      if (type === BackendMessage.ErrorResponse) throw this.#refusal(message, 'identity');
+      if (type === BackendMessage.ReadyForQuery) {
+        this.#expectIdle(message);
+        break;
+      }
+      if (type === BackendMessage.DataRow) start = decodeDataRow(buffer, at, end)[0];
+    }
+    if (typeof start === 'string' && /^\d{1,20}$/.test(start)) return start;
+    throw this.#channel.error('identity', 'the server does not say when the connection began');
+  }
+
   /** Takes the role and learns who we are; one round trip. */
   async #identify(): Promise<ServerIdentity> {
-    const { user, setRole } = this.#target;
+    const { user, setRole, backendIdentity, loginGroup } = this.#target;
+    // A role that logs in as itself may have settings that make it another (ALTER ROLE … SET role).
+    const roleSetting = setRole ?? (backendIdentity === null ? null : 'none');
     if (setRole?.includes('\0'))
       throw this.#channel.error('identity', 'a role name must not hold a NUL byte');
-    this.#channel.write(encodeIdentityRequest(setRole));
+    this.#channel.write(encodeIdentityRequest(roleSetting, loginGroup));
     const rows: (string | null)[][] = [];
-    const commandCount = identityCommandCount(setRole);
+    const commandCount = identityCommandCount(roleSetting);
     let completed = 0;
     for (;;) {
       const message = await this.#channel.readMessage();
@@ -332,7 +389,7 @@ class ServerLogin {
     if (completed !== commandCount) {
       throw this.#channel.error('protocol', 'the server did not run the check of the role to its end');
     }
-    const identity = readIdentity(rows, user, setRole);
+    const identity = readIdentity(rows, user, setRole, loginGroup);
     if (typeof identity === 'string') throw this.#channel.error('identity', identity);
     return identity;
   }
@@ -396,3 +453,14 @@ function versionNumber(version: string): number {
   ];
   return major >= 10 ? major * 10_000 + minor : major * 10_000 + minor * 100 + patch;
 }
+
+const BACKEND_START_REQUEST: Buffer = Buffer.concat([
+  encodeParse(
+    '',
+    `SELECT (pg_catalog.date_part('epoch', a.backend_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
+ FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) AS a`,
+  ),
+  encodeBind('', '', []),
+  encodeExecute(''),
+  SYNC,
+]);

@@ -25,6 +25,8 @@ export interface ServerOwner {
    * The entry failed (`failed`) or PostgreSQL skips it because an earlier one did. `code` is the SQLSTATE.
    */
   onNotCompleted(kind: PendingKind, data: PendingData, failed: boolean, code: string): void;
+  /** An error drops what is under way, and PostgreSQL reads nothing more before a Sync that is still to be sent. */
+  onSkipping(server: ServerConnection): void;
   /** An error is about to be forwarded: null lets it pass, other bytes take its place (none: it is kept back). */
   onError(
     server: ServerConnection,
@@ -33,8 +35,8 @@ export interface ServerOwner {
     fields: ErrorFields,
     frame: Buffer,
   ): Buffer | null;
-  /** A setting reported while the owner's request was running. */
-  onParameterStatus(name: string, value: string): void;
+  /** A setting reported while the owner's request was running; false keeps the message from the client. */
+  onParameterStatus(name: string, value: string): boolean;
   /** Nothing is pending and no transaction is open. Called once per such moment, after the bytes went out. */
   onServerIdle(server: ServerConnection): void;
   /** The owner's request is over; false keeps ReadyForQuery from the client, who will get another one. */
@@ -58,6 +60,8 @@ export interface OwnBatch {
   parses: string;
   /** Gets the settings that the batch changes, as messages for its client; null keeps them quiet. */
   readonly statusTo: ServerOwner | null;
+  /** Gets the ReadyForQuery of the batch, which he was not given behind his own request. */
+  readonly readyTo: ServerOwner | null;
 }
 
 /** The `data` of a Fake entry: the bytes, and what the owner must know when they are dropped. */

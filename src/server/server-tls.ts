@@ -11,11 +11,13 @@ export interface ServerTls {
   mode: ServerTlsMode;
   /** PEM text (not a path) of the certificates to trust; null trusts the system's. */
   caCertificate: string | null;
+  /** PEM texts of our own chain and its key, shown to a server that asks. Default: none. */
+  clientCertificate?: { readonly chain: string; readonly key: string } | null;
 }
 
 /**
  * Starts TLS on a connected socket; the caller waits for 'secureConnect' or 'error'. `prefer` checks nothing,
- * `verify_ca` the chain, `verify_full` the chain and the name. Throws on a CA text that is not PEM.
+ * `verify_ca` the chain, `verify_full` the chain and the name. Throws on a text that is not PEM.
  */
 export function startServerTls(socket: net.Socket, host: string, options: ServerTls): tls.TLSSocket {
   const verify = options.mode === 'verify_ca' || options.mode === 'verify_full';
@@ -27,6 +29,9 @@ export function startServerTls(socket: net.Socket, host: string, options: Server
     ALPNProtocols: ['postgresql'],
     rejectUnauthorized: verify,
     ...(verify && options.caCertificate !== null ? { ca: options.caCertificate } : {}),
+    ...(options.clientCertificate
+      ? { cert: options.clientCertificate.chain, key: options.clientCertificate.key }
+      : {}),
     ...(options.mode === 'verify_ca' ? { checkServerIdentity: () => undefined } : {}),
   });
 }

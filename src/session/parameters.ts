@@ -27,6 +27,11 @@ const PARSE_NEUTRAL: ReadonlySet<string> = new Set([
   'extra_float_digits',
 ]);
 
+/** So are claims, which a backend like PostgREST sets for each of its requests. */
+function isParseNeutral(name: string): boolean {
+  return PARSE_NEUTRAL.has(name) || name.startsWith('request.jwt.') || name.startsWith('turnstile.');
+}
+
 /** Values set beyond the server's defaults. Immutable; equal sets are mostly, not always, one object. */
 export class ParameterSet {
   /** Lower-case name → value as PostgreSQL shows it. */
@@ -37,7 +42,7 @@ export class ParameterSet {
   constructor(values: ReadonlyMap<string, string>) {
     this.values = values;
     let key = '';
-    for (const [name, value] of values) if (!PARSE_NEUTRAL.has(name)) key += `${name}\u0001${value}\u0002`;
+    for (const [name, value] of values) if (!isParseNeutral(name)) key += `${name}\u0001${value}\u0002`;
     this.parseKey = key;
   }
 }

@@ -77,10 +77,24 @@ export class StatementRegistry {
   }
 }
 
-/** The statements that one server connection holds, the least used first to go. */
+/** A statement with a Parse or Close that is not answered. */
+interface OpenStatement {
+  /** Whether PostgreSQL holds it as far as it has answered. */
+  answered: boolean;
+  count: number;
+  /** The client's request that the last of them belongs to, and whether an error in front of it could skip it. */
+  request: number;
+  skippable: boolean;
+}
+
+/**
+ * The statements that one server connection holds, the least used first to go. Noted when a Parse or Close is sent;
+ * the answers say what is true in the end.
+ */
 export class ServerStatements {
   readonly #held = new Map<PreparedStatement, true>();
   readonly #max: number;
+  #open: Map<PreparedStatement, OpenStatement> | null = null;
 
   constructor(max: number) {
     this.#max = Math.max(1, Math.min(max, SERVER_MAX));
@@ -90,7 +104,7 @@ export class ServerStatements {
     return this.#held.size;
   }
 
-  /** True when the server holds the statement, which then counts as used. */
+  /** True when the server holds the statement, or will when what was sent is done; it then counts as used. */
   use(statement: PreparedStatement): boolean {
     if (!this.#held.has(statement)) return false;
     // The order matters only when something may have to go.
@@ -101,29 +115,81 @@ export class ServerStatements {
     return true;
   }
 
-  /** Adds a statement; returns the one that has to be closed for it, if any. */
-  add(statement: PreparedStatement): PreparedStatement | null {
+  /**
+   * True when a request cannot rely on what an earlier one does to the statement: that may be skipped, and where
+   * the text is not `proven` it may also be refused.
+   */
+  inDoubt(statement: PreparedStatement, request: number, proven: boolean): boolean {
+    const open = this.#open?.get(statement);
+    return open !== undefined && open.request !== request && (open.skippable || !proven);
+  }
+
+  /** A Parse is sent; returns the statement that has to be closed for it, if any. */
+  add(statement: PreparedStatement, request = 0, skippable = false): PreparedStatement | null {
+    this.#begin(statement, request, skippable);
     this.#held.set(statement, true);
     if (this.#held.size <= this.#max) return null;
-    for (const oldest of this.#held.keys()) {
-      if (oldest === statement) continue;
-      this.#held.delete(oldest);
-      return oldest;
-    }
+    for (const oldest of this.#held.keys()) if (oldest !== statement) return oldest;
     return null;
   }
 
-  /** Takes back that a statement was closed: PostgreSQL skipped the Close. May go beyond the limit by those. */
-  restore(statement: PreparedStatement): void {
-    this.#held.set(statement, true);
-  }
-
-  delete(statement: PreparedStatement): void {
+  /** A Close is sent. */
+  remove(statement: PreparedStatement, request = 0, skippable = false): void {
+    this.#begin(statement, request, skippable);
     this.#held.delete(statement);
   }
 
+  /** PostgreSQL did what was sent: it holds the statement now, or not. */
+  complete(statement: PreparedStatement, held: boolean): void {
+    const open = this.#open?.get(statement);
+    if (open === undefined) return;
+    open.answered = held;
+    this.#settleOne(statement, open);
+  }
+
+  /** PostgreSQL refused or skipped what was sent. Closes that were skipped may leave more than the limit. */
+  reject(statement: PreparedStatement): void {
+    const open = this.#open?.get(statement);
+    if (open !== undefined) this.#settleOne(statement, open);
+  }
+
+  /** The statement is not there. */
+  delete(statement: PreparedStatement): void {
+    const open = this.#open?.get(statement);
+    if (open === undefined) this.#held.delete(statement);
+    else open.answered = false;
+  }
+
+  /** None is there, but for what is on its way behind. */
   clear(): void {
-    this.#held.clear();
+    if (this.#open === null) return this.#held.clear();
+    for (const open of this.#open.values()) open.answered = false;
+    for (const statement of this.#held.keys()) if (!this.#open.has(statement)) this.#held.delete(statement);
+  }
+
+  /** Nothing is under way any more. */
+  settle(): void {
+    this.#open = null;
+  }
+
+  #begin(statement: PreparedStatement, request: number, skippable: boolean): void {
+    this.#open ??= new Map();
+    const open = this.#open.get(statement);
+    if (open === undefined) {
+      this.#open.set(statement, { answered: this.#held.has(statement), count: 1, request, skippable });
+    } else {
+      open.count++;
+      open.request = request;
+      open.skippable = skippable;
+    }
+  }
+
+  #settleOne(statement: PreparedStatement, open: OpenStatement): void {
+    open.count--;
+    if (open.count > 0) return;
+    this.#open?.delete(statement);
+    if (!open.answered) this.#held.delete(statement);
+    else if (!this.#held.has(statement)) this.#held.set(statement, true);
   }
 }
 

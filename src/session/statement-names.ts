@@ -1,34 +1,46 @@
 /**
- * A client's own names for prepared statements, and the undo of changes that PostgreSQL then refused or skipped: a
- * name is noted when its Parse or Close is sent, and taken back when the answer is an error. The empty name is the
- * unnamed statement, where that is mapped. It knows no messages and no server connection.
+ * A client's own names for prepared statements. A name is noted when its Parse or Close is sent, so that what comes
+ * behind in a pipeline sees it; what PostgreSQL then answers says what the name stands for in the end. The empty
+ * name is the unnamed statement, where that is mapped. It knows no messages and no server connection.
  *
  * Hot: looked up for every Bind.
  */
 import type { PreparedStatement } from './prepared-statements.ts';
 
-/** What a Parse or Close changed, so that it can be taken back. */
+/** What a Parse or Close that is not answered yet makes of a name. */
 export interface NameChange {
   readonly name: string;
-  readonly statement: PreparedStatement;
-  /** What the name stood for before; null: for nothing. */
-  readonly restore: PreparedStatement | null;
+  /** Null: the name stands for nothing. */
+  readonly statement: PreparedStatement | null;
 }
 
-/** Invariant: a name is taken back once in a request, to what it stood for before the first change of it. */
+/** A name with changes that are not answered. */
+interface OpenName {
+  /** What it stands for as far as PostgreSQL has answered. */
+  answered: PreparedStatement | null;
+  /** Changes on their way. */
+  count: number;
+  /** The request of the last of them, and whether an error in front of it could skip it. */
+  request: number;
+  skippable: boolean;
+}
+
+/** Invariant: once nothing is under way, a name stands for what the answers said. */
 export class StatementNames {
   /** The name in the last Bind or Describe. */
   lastName: string;
+  /** Counts the client's Syncs: what stands between two of them is skipped together. */
+  request: number;
   #unnamed: PreparedStatement | null;
   #named: Map<string, PreparedStatement> | null;
-  /** Names that an error gave back their old meaning, until its request is over. */
-  #takenBack: Set<string> | null;
+  #open: Map<string, OpenName> | null;
 
   constructor() {
     this.lastName = '';
+    this.request = 0;
     this.#unnamed = null;
     this.#named = null;
-    this.#takenBack = null;
+    this.#open = null;
   }
 
   /** How many statements have a name; the unnamed one does not count. */
@@ -50,37 +62,79 @@ export class StatementNames {
     return this.#named?.has(name) === true;
   }
 
+  /** What PostgreSQL has said already. */
   set(name: string, statement: PreparedStatement): void {
-    if (name === '') {
-      this.#unnamed = statement;
-      return;
-    }
-    this.#named ??= new Map();
-    this.#named.set(name, statement);
+    this.#answer(name, statement);
   }
 
   delete(name: string): void {
-    if (name === '') this.#unnamed = null;
-    else this.#named?.delete(name);
+    this.#answer(name, null);
   }
 
-  /** Forgets every name; the unnamed statement stays. */
+  /** Forgets every name; the unnamed statement stays, and so does what is on its way behind. */
   clear(): void {
-    this.#named?.clear();
+    for (const [name, open] of this.#open ?? []) if (name !== '') open.answered = null;
+    for (const name of this.#named?.keys() ?? []) if (!this.#open?.has(name)) this.#named?.delete(name);
   }
 
-  /** Of several changes of one name that are taken back together, the first knows what was there before. */
-  takeBack(change: NameChange): void {
-    if (this.#takenBack?.has(change.name) === true) return;
-    this.#takenBack ??= new Set();
-    this.#takenBack.add(change.name);
-    if (change.restore === null) this.delete(change.name);
-    else this.set(change.name, change.restore);
+  // ---- changes on their way --------------------------------------------------------------------------------
+
+  /** Notes a change whose answer is awaited. `skippable`: something in front of it in its request may fail. */
+  change(name: string, statement: PreparedStatement | null, skippable: boolean): NameChange {
+    this.#open ??= new Map();
+    const open = this.#open.get(name);
+    if (open === undefined) {
+      this.#open.set(name, { answered: this.find(name), count: 1, request: this.request, skippable });
+    } else {
+      open.count++;
+      open.request = this.request;
+      open.skippable = skippable;
+    }
+    this.#put(name, statement);
+    return { name, statement };
   }
 
-  /** The request is over: what is changed from here on is another story. */
+  /** PostgreSQL did what was noted. */
+  complete(change: NameChange): void {
+    const open = this.#open?.get(change.name);
+    if (open === undefined) return;
+    open.answered = change.statement;
+    this.#settleOne(change.name, open);
+  }
+
+  /** PostgreSQL did not; `dropped`: what was there before is gone all the same. */
+  reject(change: NameChange, dropped: boolean): void {
+    const open = this.#open?.get(change.name);
+    if (open === undefined) return;
+    if (dropped) open.answered = null;
+    this.#settleOne(change.name, open);
+  }
+
+  /** True while any change of the name is on its way. */
+  isOpen(name: string): boolean {
+    return this.#open?.has(name) === true;
+  }
+
+  /**
+   * What the name stands for is not known: an earlier request may not have changed it, because an error in front of
+   * that skips it or, where its text is not in `proven`, because it is refused itself.
+   */
+  isInDoubt(name: string, proven: WeakSet<object>): boolean {
+    const open = this.#open?.get(name);
+    if (open === undefined || open.request === this.request) return false;
+    const statement = this.find(name);
+    return open.skippable || (statement !== null && (name === '' || !proven.has(statement)));
+  }
+
+  /** Whether the name is free is not known: an earlier request may have given it up or failed to take it. */
+  mayBeTaken(name: string): boolean {
+    const open = this.#open?.get(name);
+    return open !== undefined && open.request !== this.request && (open.skippable || this.has(name));
+  }
+
+  /** Nothing is under way any more. */
   settle(): void {
-    this.#takenBack = null;
+    this.#open = null;
   }
 
   /** What the client calls the statement: the last name it used, if it is that, or any. */
@@ -90,6 +144,30 @@ export class StatementNames {
     let found = this.lastName;
     for (const [name, other] of this.#named ?? []) if (other === statement) found = name;
     return found;
+  }
+
+  #answer(name: string, statement: PreparedStatement | null): void {
+    const open = this.#open?.get(name);
+    if (open === undefined) this.#put(name, statement);
+    else open.answered = statement;
+  }
+
+  #settleOne(name: string, open: OpenName): void {
+    open.count--;
+    if (open.count > 0) return;
+    this.#open?.delete(name);
+    this.#put(name, open.answered);
+  }
+
+  #put(name: string, statement: PreparedStatement | null): void {
+    if (name === '') {
+      this.#unnamed = statement;
+    } else if (statement === null) {
+      this.#named?.delete(name);
+    } else {
+      this.#named ??= new Map();
+      this.#named.set(name, statement);
+    }
   }
 }
 

@@ -9,6 +9,8 @@ export interface StatementEffects {
   readonly plain: boolean;
   /** Why a session in set_role mode must not run it (SQLSTATE 42501); null when nothing speaks against it. */
   readonly escape: { readonly message: string } | null;
+  /** The part of that which no session with a token may run, whatever its backend identity: claims are not its own. */
+  readonly claimEscape: { readonly message: string } | null;
   /**
    * The settings that a session-level SET, RESET or set_config(…, false) may change, in lower case, without the
    * ones that end with their transaction (transaction_isolation and its kin) and without role and
@@ -42,11 +44,20 @@ export interface StatementEffects {
   readonly opaque: boolean;
   /** PostgreSQL's parser refused it or it was too large or too deep to ask; then the rest errs on the side of effects. */
   readonly unparsed: boolean;
+  /** It names the setting that brings a new access token; null for every other text. Not kept in any cache. */
+  readonly token: TokenStatement | null;
 }
+
+/** What a text wants with `turnstile.token`: hand over a token, by its text or by $1, or something that is refused. */
+export type TokenStatement =
+  | { readonly kind: 'value'; readonly token: string }
+  | { readonly kind: 'parameter' }
+  | { readonly kind: 'refused'; readonly message: string };
 
 const NOTHING: StatementEffects = {
   plain: true,
   escape: null,
+  claimEscape: null,
   settings: Object.freeze([]),
   resets: Object.freeze([]),
   resetsAll: false,
@@ -62,6 +73,7 @@ const NOTHING: StatementEffects = {
   copiesIn: false,
   opaque: false,
   unparsed: false,
+  token: null,
 };
 
 /** One statement that only reads or writes data: by far the most common answer. */
@@ -112,13 +124,20 @@ export class EffectsBuilder {
   opaque = false;
   unparsed = false;
   #escape: string | null = null;
+  #claimEscape: string | null = null;
   readonly #settings = new Set<string>();
   readonly #resets = new Set<string>();
   readonly #pins = new Set<string>();
   readonly #deallocates = new Set<string>();
 
-  /** The first reason found is the one the client is told. */
+  /** The claims or the reading of texts could change. The first reason found is the one the client is told. */
   escape(message: string): void {
+    this.#escape ??= message;
+    this.#claimEscape ??= message;
+  }
+
+  /** Only the role could change. */
+  escapeRole(message: string): void {
     this.#escape ??= message;
   }
 
@@ -150,6 +169,7 @@ export class EffectsBuilder {
     return Object.freeze({
       plain: false,
       escape: this.#escape === null ? null : Object.freeze({ message: this.#escape }),
+      claimEscape: this.#claimEscape === null ? null : Object.freeze({ message: this.#claimEscape }),
       settings: Object.freeze([...this.#settings]),
       resets: Object.freeze([...this.#resets]),
       resetsAll: this.resetsAll,
@@ -165,6 +185,7 @@ export class EffectsBuilder {
       copiesIn: this.copiesIn,
       opaque: this.opaque,
       unparsed: this.unparsed,
+      token: null,
     });
   }
 }

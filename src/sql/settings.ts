@@ -1,6 +1,6 @@
 /**
- * The names of settings as PostgreSQL takes them, and which of them a session in set_role mode may not touch.
- * It knows names and values, not syntax trees.
+ * The names of settings as PostgreSQL takes them, and which of them decide who a session is. It knows names and
+ * values, not syntax trees; the settings that carry claims are claim-names'.
  */
 
 /** Names that guc.c still maps (map_old_guc_names). */
@@ -44,15 +44,9 @@ export function settingName(name: string): string {
   return OLD_NAMES.get(lower) ?? lower;
 }
 
-/** True for the settings that decide who the session is or that carry its verified claims. */
-export function isProtectedSetting(name: string): boolean {
-  return (
-    name === 'role' ||
-    name === 'session_authorization' ||
-    name.startsWith('turnstile.') ||
-    name === 'request.jwt' ||
-    name.startsWith('request.jwt.')
-  );
+/** True for the settings that decide who the session is. */
+export function isRoleSetting(name: string): boolean {
+  return name === 'role' || name === 'session_authorization';
 }
 
 /**

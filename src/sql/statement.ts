@@ -4,6 +4,7 @@
  * own parser. It owns the order of these and their bounds, and knows nothing of sessions, modes or roles: whether
  * an escape is refused is the relay's decision.
  */
+import { ClaimNames } from './claim-names.ts';
 import {
   BEGIN_EFFECTS,
   dataEffects,
@@ -16,10 +17,11 @@ import {
 import { type ParseOutcome, Parser } from './parser.ts';
 import { Glance, StatementScanner } from './scan.ts';
 import { TextCache } from './text-cache.ts';
+import { effectsOfTokenText, mayHoldToken } from './token-statement.ts';
 import { effectsOfTree } from './tree.ts';
 import { mayChangeSettings, mayControlTransaction, mayEscape, mayPin } from './tripwires.ts';
 
-export { NO_EFFECTS, type StatementEffects } from './effects.ts';
+export { NO_EFFECTS, type StatementEffects, type TokenStatement } from './effects.ts';
 
 export interface StatementAnalyzerOptions {
   /** Texts kept with their effects; default 10,000. */
@@ -30,6 +32,8 @@ export interface StatementAnalyzerOptions {
   readonly cachedTextLengthMax?: number;
   /** Longer texts never reach the parser; default 262,144 characters. */
   readonly parsedTextLengthMax?: number;
+  /** The settings that carry claims; default those that always do. */
+  readonly claimNames?: ClaimNames;
 }
 
 /** One per worker. Every call is synchronous; a parse takes 20 to 70 µs for usual texts, a hit well below one. */
@@ -38,10 +42,12 @@ export class StatementAnalyzer {
   readonly #scanner = new StatementScanner();
   readonly #cache: TextCache<StatementEffects>;
   readonly #cachedTextLengthMax: number;
+  readonly #claimNames: ClaimNames;
 
   private constructor(parser: Parser, options: StatementAnalyzerOptions) {
     this.#parser = parser;
     this.#cachedTextLengthMax = options.cachedTextLengthMax ?? 4_096;
+    this.#claimNames = options.claimNames ?? new ClaimNames();
     this.#cache = new TextCache(options.cacheEntriesMax ?? 10_000, options.cacheCharsMax ?? 8 * 1024 * 1024);
   }
 
@@ -63,11 +69,15 @@ export class StatementAnalyzer {
   analyze(text: string): StatementEffects {
     const effects = this.#glance(text);
     if (effects !== null) return effects;
+    if (mayHoldToken(text)) {
+      const outcome = this.#parser.parse(text);
+      return effectsOfTokenText(outcome, effectsOfOutcome(text, outcome, this.#claimNames));
+    }
     const cacheable = text.length <= this.#cachedTextLengthMax;
     const known = cacheable ? this.#cache.get(text) : undefined;
     if (known !== undefined) return known;
     const outcome = this.#parser.parse(text);
-    const found = effectsOfOutcome(text, outcome);
+    const found = effectsOfOutcome(text, outcome, this.#claimNames);
     // While the parser is being replaced its answer is only for now.
     if (cacheable && outcome.kind !== 'unavailable') this.#cache.set(text, found);
     return found;
@@ -75,7 +85,7 @@ export class StatementAnalyzer {
 
   /** The same by the parser alone, uncached: what `analyze` must never say less than. */
   analyzeByParser(text: string): StatementEffects {
-    return effectsOfOutcome(text, this.#parser.parse(text));
+    return effectsOfOutcome(text, this.#parser.parse(text), this.#claimNames);
   }
 
   #glance(text: string): StatementEffects | null {
@@ -98,12 +108,13 @@ export class StatementAnalyzer {
   }
 }
 
-function effectsOfOutcome(text: string, outcome: ParseOutcome): StatementEffects {
-  if (outcome.kind === 'tree') return effectsOfTree(outcome.statements);
+function effectsOfOutcome(text: string, outcome: ParseOutcome, claims: ClaimNames): StatementEffects {
+  if (outcome.kind === 'tree') return effectsOfTree(outcome.statements, claims);
   const effects = new EffectsBuilder();
   effects.unparsed = true;
   effects.opaque = true;
-  if (mayEscape(text)) effects.escape(uncheckedMessage(outcome));
+  if (claims.maybeIn(text)) effects.escape(uncheckedMessage(outcome));
+  else if (mayEscape(text)) effects.escapeRole(uncheckedMessage(outcome));
   const settings = mayChangeSettings(text);
   effects.unknownSettings = settings;
   effects.touchesLocalSettings = settings;

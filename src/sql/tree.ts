@@ -3,12 +3,13 @@
  * and function for session state; it sees neither the text nor the session. Deep trees are walked with a list, not
  * by recursion.
  */
+import { type ClaimNames, claimMessage } from './claim-names.ts';
 import { asList, asNode, constantFlag, constantText, namesOf } from './constants.ts';
 import { EffectsBuilder, type StatementEffects } from './effects.ts';
 import type { TreeNode } from './parser.ts';
 import {
   changesHowSqlIsRead,
-  isProtectedSetting,
+  isRoleSetting,
   protectedMessage,
   settingName,
   TRANSACTION_SETTINGS,
@@ -20,10 +21,11 @@ import { ADVISORY_LOCKS, flagsOfName, QUERY_RUNNERS, WordFlag } from './words.ts
 const CURSOR_WITH_HOLD = 0x20;
 const TEMP_SCHEMA = /^pg_temp(?:_\d+)?$/;
 const BODY_MESSAGE = 'code that changes the role cannot be run or defined through this pooler';
+const CLAIMS_MESSAGE = "code that changes a token's claims cannot be run or defined through this pooler";
 
-/** The effects of all statements that the parser found in one text. */
-export function effectsOfTree(statements: readonly unknown[]): StatementEffects {
-  const walk = new TreeWalk();
+/** The effects of all statements that the parser found in one text; `claims` are the settings that carry claims. */
+export function effectsOfTree(statements: readonly unknown[], claims: ClaimNames): StatementEffects {
+  const walk = new TreeWalk(claims);
   for (const statement of statements) walk.add(asNode(statement)?.['stmt']);
   return walk.effects.finish(statements.length);
 }
@@ -33,7 +35,12 @@ type Visitor = (walk: TreeWalk, body: TreeNode) => boolean;
 
 class TreeWalk {
   readonly effects = new EffectsBuilder();
+  readonly claims: ClaimNames;
   readonly #pending: unknown[] = [];
+
+  constructor(claims: ClaimNames) {
+    this.claims = claims;
+  }
 
   /** Walks one statement, in the order in which it is written. */
   add(root: unknown): void {
@@ -205,13 +212,19 @@ function visitSet(walk: TreeWalk, body: TreeNode): boolean {
 /** One named setting changes to `value` (null: not a constant; undefined: its default). */
 function changeSetting(walk: TreeWalk, name: string, value: string | null | undefined, local: boolean): void {
   const effects = walk.effects;
-  if (isProtectedSetting(name) || changesHowSqlIsRead(name, value)) effects.escape(protectedMessage(name));
+  checkSetting(walk, name, value);
   if (value === undefined && !local) effects.reset(name);
   if (name === 'seed') effects.unknownSettings = true;
   else if (name === 'role' || name === 'session_authorization') {
     if (!local && value !== undefined)
       effects.pin(name === 'role' ? 'set role' : 'set session authorization');
   } else if (!local && !TRANSACTION_SETTINGS.has(name)) effects.setting(name);
+}
+
+function checkSetting(walk: TreeWalk, name: string, value: string | null | undefined): void {
+  if (isRoleSetting(name)) walk.effects.escapeRole(protectedMessage(name));
+  else if (walk.claims.has(name)) walk.effects.escape(claimMessage(name));
+  else if (changesHowSqlIsRead(name, value)) walk.effects.escape(protectedMessage(name));
 }
 
 /** ALTER ROLE, DATABASE or SYSTEM … SET: it changes later sessions, not this one. */
@@ -225,8 +238,7 @@ function checkStoredSetting(walk: TreeWalk, set: TreeNode | null): void {
   const name = settingName(set['name']);
   const values = asList(set['args']);
   const value = set['kind'] === 'VAR_SET_VALUE' ? constantText(values[0]) : undefined;
-  if (isProtectedSetting(name) || changesHowSqlIsRead(name, value))
-    walk.effects.escape(protectedMessage(name));
+  checkSetting(walk, name, value);
 }
 
 /** SET clauses hold only while the function runs; its body is looked at by the tripwire. */
@@ -255,7 +267,12 @@ function visitDo(walk: TreeWalk, body: TreeNode): boolean {
 /** A body is a String node or a list of them (an object file and a symbol). */
 function checkBody(walk: TreeWalk, body: unknown): void {
   const list = asNode(asNode(body)?.['List'])?.['items'];
-  for (const text of namesOf(list ?? [body])) if (holdsRoleChange(text)) walk.effects.escape(BODY_MESSAGE);
+  for (const text of namesOf(list ?? [body])) checkCode(walk, text);
+}
+
+function checkCode(walk: TreeWalk, text: string): void {
+  if (holdsRoleChange(text)) walk.effects.escapeRole(BODY_MESSAGE);
+  if (walk.claims.changedIn(text)) walk.effects.escape(CLAIMS_MESSAGE);
 }
 
 function visitFunctionCall(walk: TreeWalk, body: TreeNode): boolean {
@@ -275,7 +292,7 @@ function visitFunctionCall(walk: TreeWalk, body: TreeNode): boolean {
   if (QUERY_RUNNERS.has(name)) {
     for (const argument of asList(body['args'])) {
       const text = constantText(asNode(asNode(argument)?.['NamedArgExpr'])?.['arg'] ?? argument);
-      if (text !== null && holdsRoleChange(text)) effects.escape(BODY_MESSAGE);
+      if (text !== null) checkCode(walk, text);
     }
   }
   return true;

@@ -4,16 +4,17 @@
  * time walks past it. All patterns run in time linear to the text.
  */
 
-const GAP = '(?:\\s|--[^\\n]{0,200}\\n|/\\*[^*]{0,200}\\*/)';
+/** What may stand between two words. */
+export const GAP: string = '(?:\\s|--[^\\n]{0,200}\\n|/\\*[^*]{0,200}\\*/)';
 
 /** Where a statement begins inside a body or a string, so that UPDATE users SET role = … is not taken for one. */
-const BEGINNING = `(?:^|[;'$>]|\\b(?:begin|then|else|loop|atomic)\\b)${GAP}*`;
+export const BEGINNING: string = `(?:^|[;'$>]|\\b(?:begin|then|else|loop|atomic)\\b)${GAP}*`;
 
 const ROLE_CHANGE = new RegExp(
   `${BEGINNING}(?:set|reset)${GAP}+(?:(?:session|local)${GAP}+)?` +
-    `"?(?:role\\b|session_authorization\\b|session${GAP}+authorization\\b|(?:request\\.jwt|turnstile)\\b)|` +
+    `"?(?:role\\b|session_authorization\\b|session${GAP}+authorization\\b)|` +
     `\\bset_config"?${GAP}*\\(${GAP}*(?:setting_name${GAP}*[:=]?[=>]${GAP}*)?` +
-    `'+(?:role|session_authorization|request\\.jwt|turnstile)\\b|` +
+    `'+(?:role|session_authorization)\\b|` +
     `\\bupdate${GAP}+(?:only${GAP}+)?(?:pg_catalog${GAP}*\\.${GAP}*)?"?pg_settings\\b`,
   'i',
 );
@@ -25,7 +26,7 @@ const MAYBE_PIN =
   /\b(?:temp|temporary|listen|prepare|hold|load|role|authorization)\b|pg_temp|advisory_lock|u&/i;
 const MAYBE_TRANSACTION = /\b(?:begin|start|commit|end|rollback|abort|savepoint|release|prepare)\b/i;
 
-/** True when a body plainly holds a statement that changes the role or a protected setting. */
+/** True when a body plainly holds a statement that changes the role. */
 export function holdsRoleChange(body: string): boolean {
   return ROLE_CHANGE.test(body);
 }

@@ -6,15 +6,18 @@ import { gzipSync } from 'node:zlib';
 import { afterEach, describe, expect, test } from 'vitest';
 import { decodeJwks, JWKS_KEYS_MAX } from '../../src/auth/jwks-document.ts';
 import {
+  fetchByDiscovery,
+  fetchFromUrl,
   findJwksUrlFault,
   JWKS_BYTES_MAX,
+} from '../../src/auth/jwks-fetch.ts';
+import {
   JWKS_STALE_MAX_MS,
   JWKS_UNKNOWN_KID_INTERVAL_MS,
   type JwksEvent,
   JwksSource,
 } from '../../src/auth/jwks-source.ts';
-import { TokenVerifier } from '../../src/auth/token-verifier.ts';
-import { ed25519, makeToken, NOW_MS, otherRsa, p256, rsa, rules, toJwk } from './support.ts';
+import { ed25519, makeToken, makeVerifier, NOW_MS, otherRsa, p256, rsa, toJwk } from './support.ts';
 
 const TTL_MS = 300_000;
 const header = (kid: string | null, alg = 'RS256') => ({ kid, alg });
@@ -47,9 +50,9 @@ async function setUp(initial: string | Handler, timeoutMs = 5_000) {
     else state.answer(request, response);
   });
   const source = new JwksSource({
-    url,
-    allowHttp: 'loopback',
+    fetch: fetchFromUrl(url, { allowHttp: 'loopback', ca: null }),
     cacheTtlMs: TTL_MS,
+    random: () => 0.5,
     clock: () => state.nowMs,
     timeoutMs,
     onEvent: (event) => state.events.push(event),
@@ -71,7 +74,7 @@ describe('one request serves many logins', () => {
 
   test('a whole login with a token of the published key', async () => {
     const { source } = await setUp(jwks(publicJwk('k1', { alg: 'RS256', use: 'sig' })));
-    const verifier = new TokenVerifier({ config: rules, keys: source });
+    const verifier = makeVerifier({}, source);
     await expect(verifier.verify(makeToken(), NOW_MS)).resolves.toMatchObject({ role: 'alice' });
     await expect(verifier.verify(makeToken({}, {}, otherRsa.privateKey), NOW_MS)).rejects.toMatchObject({
       reason: 'bad_signature',
@@ -121,6 +124,100 @@ describe('one request serves many logins', () => {
   });
 });
 
+describe('between logins', () => {
+  test('poll fetches the first set, refreshes one that is due, and says whether anything changed', async () => {
+    const { state, source } = await setUp(jwks(publicJwk('k1')));
+    await source.poll();
+    await source.poll();
+    expect(state.requests).toBe(1);
+    state.nowMs += TTL_MS * 0.8;
+    await source.poll();
+    expect(state.requests).toBe(2);
+    state.answer = jwks(publicJwk('k1'), toJwk(p256.publicKey, { kid: 'k2' }));
+    state.nowMs += TTL_MS;
+    await source.poll();
+    expect(state.events.map((event) => event.type === 'loaded' && event.changed)).toEqual([
+      true,
+      false,
+      true,
+    ]);
+  });
+
+  test('poll obeys the back-off', async () => {
+    const { state, source } = await setUp(down);
+    for (let round = 0; round < 5; round++) await source.poll();
+    expect(state.requests).toBe(1);
+    state.nowMs += 1_000;
+    await source.poll();
+    expect(state.requests).toBe(2);
+  });
+
+  test('two poolers that start together refresh apart', async () => {
+    const due = async (random: number): Promise<number> => {
+      let nowMs = 0;
+      let requests = 0;
+      const text = jwks(publicJwk('k1'));
+      const fetch = () => Promise.resolve({ text, maxAgeMs: null, n: requests++ });
+      const source = new JwksSource({ fetch, cacheTtlMs: TTL_MS, clock: () => nowMs, random: () => random });
+      for (; requests < 2; nowMs += 1_000) await source.poll();
+      return nowMs;
+    };
+    const [first, second, third] = [await due(0), await due(0.5), await due(1)];
+    expect([first, second]).toEqual([226_000, 241_000]);
+    expect(third).toBeGreaterThan(255_000);
+    expect(third).toBeLessThan(258_000);
+  });
+
+  test.each([
+    ['max-age=100', 300, 80],
+    ['public, max-age=100, immutable', 300, 80],
+    ['max-age=1', 300, 48],
+    ['no-store', 300, 240],
+    ['max-age=86400', 300, 240],
+    ['s-max-age=1', 300, 240],
+    ['max-age=-5', 300, 240],
+    ['max-age=1', 10, 8],
+    [undefined, 1_000_000, 69_120],
+  ])('cache-control %j with a time to live of %i s: refreshed after %i s', async (header, ttlSeconds, seconds) => {
+    const state = { nowMs: 0, requests: 0 };
+    const url = await listen((_request, response) => {
+      state.requests++;
+      if (header !== undefined) response.setHeader('cache-control', header);
+      response.end(jwks(publicJwk('k1')));
+    });
+    const source = new JwksSource({
+      fetch: fetchFromUrl(url, { allowHttp: 'loopback', ca: null }),
+      cacheTtlMs: ttlSeconds * 1_000,
+      random: () => 0.5,
+      clock: () => state.nowMs,
+    });
+    await source.poll();
+    state.nowMs = seconds * 1_000 - 1;
+    await source.poll();
+    expect(state.requests).toBe(1);
+    state.nowMs += 1;
+    await source.poll();
+    expect(state.requests).toBe(2);
+  });
+
+  test('a key is held until a set without it was read; a twin of its kid is another key', async () => {
+    const { state, source } = await setUp(jwks(publicJwk('k1'), publicJwk('k2')));
+    expect(source.holds('k1', null)).toBe(true);
+    const { fingerprint } = await source.keyFor(header('k1'));
+    expect(source.holds('k1', fingerprint)).toBe(true);
+    expect(source.holds('k1', 'another')).toBe(false);
+    expect(source.holds('k3', null)).toBe(false);
+    state.answer = down;
+    state.nowMs += TTL_MS + JWKS_STALE_MAX_MS * 2;
+    await source.poll();
+    expect(source.holds('k1', fingerprint)).toBe(true);
+    state.answer = jwks(publicJwk('k2'), toJwk(otherRsa.publicKey, { kid: 'k1' }));
+    state.nowMs += 60_000;
+    await source.poll();
+    expect([source.holds('k1', fingerprint), source.holds('k1', null)]).toEqual([false, true]);
+  });
+});
+
 describe('an endpoint that is away', () => {
   test('down at the start: logins are told that keys are unavailable, and come in later', async () => {
     const { state, source } = await setUp(down);
@@ -157,7 +254,7 @@ describe('an endpoint that is away', () => {
     await expect.poll(() => state.events.at(-1)).toMatchObject({ serving: 'fresh' });
     state.nowMs += TTL_MS * 0.1;
     await source.keyFor(header('k1'));
-    expect(state.events.at(-1)).toMatchObject({ type: 'fetch_failed', serving: 'stale' });
+    await expect.poll(() => state.events.at(-1)).toMatchObject({ type: 'fetch_failed', serving: 'stale' });
     const { requests } = state;
     await Promise.all(Array.from({ length: 100 }, () => source.keyFor(header('k1'))));
     expect(state.requests).toBe(requests);
@@ -168,6 +265,23 @@ describe('an endpoint that is away', () => {
     state.nowMs += 60_000;
     await expect(source.keyFor(header('k1'))).rejects.toMatchObject({ kind: 'keys_unavailable' });
     expect(state.events.at(-1)).toMatchObject({ serving: 'nothing' });
+  });
+
+  test('once refreshing has failed nobody waits for an endpoint that hangs', async () => {
+    const { state, source } = await setUp(jwks(publicJwk('k1')), 200);
+    await source.keyFor(header('k1'));
+    state.answer = () => undefined;
+    state.nowMs += TTL_MS;
+    await source.keyFor(header('k1'));
+    expect(state.events.at(-1)).toMatchObject({ type: 'fetch_failed', serving: 'stale' });
+    state.nowMs += 60_000;
+    const { requests, events } = state;
+    const told = events.length;
+    await Promise.all(Array.from({ length: 100 }, () => source.keyFor(header('k1'))));
+    // All of them are in, and the request that they set off is still under way.
+    expect(events).toHaveLength(told);
+    await expect.poll(() => state.requests).toBe(requests + 1);
+    await expect.poll(() => events.length).toBe(told + 1);
   });
 
   const failures: [string, string | Handler, RegExp][] = [
@@ -207,6 +321,21 @@ describe('an endpoint that is away', () => {
         write();
       },
       /longer than 64 KiB/,
+    ],
+    [
+      'a body that breaks off',
+      (_request, response) => void response.write(jwks(publicJwk('k1')), () => response.destroy()),
+      /cannot be reached|broke off/,
+    ],
+    [
+      'a compression that nobody knows',
+      (_request, response) => response.writeHead(200, { 'content-encoding': 'zstd' }).end('x'),
+      /unknown way/,
+    ],
+    [
+      'a compression that is none',
+      (_request, response) => response.writeHead(200, { 'content-encoding': 'gzip' }).end('x'.repeat(100)),
+      /cannot be reached/,
     ],
     [
       'a small body that decompresses to 10 MiB',
@@ -252,11 +381,16 @@ describe('an endpoint that is away', () => {
     await expect(source.keyFor(header('k1'))).resolves.toMatchObject({ keyId: 'k1' });
   });
 
+  test('a set that is compressed all the same is read', async () => {
+    const { source } = await setUp((_request, response) =>
+      response.writeHead(200, { 'content-encoding': 'gzip' }).end(gzipSync(jwks(publicJwk('k1')))),
+    );
+    await expect(source.keyFor(header('k1'))).resolves.toMatchObject({ keyId: 'k1' });
+  });
+
   test('an injected fetch that throws anything is a failed request; its words stay inside', async () => {
     const events: JwksEvent[] = [];
     const source = new JwksSource({
-      url: 'https://idp.example/keys',
-      allowHttp: 'never',
       cacheTtlMs: TTL_MS,
       fetch: () => Promise.reject(new TypeError('the peer said secret')),
       onEvent: (event) => events.push(event),
@@ -270,7 +404,8 @@ describe('an endpoint that is away', () => {
     const onEvent = (): never => {
       throw new Error('listener');
     };
-    const source = new JwksSource({ url, allowHttp: 'loopback', cacheTtlMs: TTL_MS, onEvent });
+    const fetch = fetchFromUrl(url, { allowHttp: 'loopback', ca: null });
+    const source = new JwksSource({ fetch, cacheTtlMs: TTL_MS, onEvent });
     await expect(source.keyFor(header('k1'))).resolves.toMatchObject({ keyId: 'k1' });
   });
 });
@@ -338,6 +473,28 @@ describe('key ids', () => {
     await expect(source.keyFor(header('k1'))).rejects.toMatchObject({ reason: 'ambiguous_key' });
     await expect(source.keyFor(header('k2'))).resolves.toMatchObject({ keyId: 'k2' });
     expect(state.events[0]).toMatchObject({ type: 'loaded', keys: 1 });
+  });
+
+  test('a set of nothing but twins makes their tokens bad, not keys unavailable', async () => {
+    const { source } = await setUp(jwks(publicJwk('k1'), toJwk(otherRsa.publicKey, { kid: 'k1' })));
+    await expect(source.keyFor(header('k1'))).rejects.toMatchObject({
+      reason: 'ambiguous_key',
+      kind: 'invalid',
+    });
+    await expect(source.keyFor(header('k2'))).rejects.toMatchObject({ reason: 'unknown_kid' });
+  });
+
+  test('keys that cannot be used are told of once, and again when they are others', async () => {
+    const leak = toJwk(otherRsa.privateKey, { kid: 'x' });
+    const { state, source } = await setUp(jwks(publicJwk('k1'), leak));
+    const told = (): boolean[] => state.events.map((event) => event.type === 'loaded' && event.skippedAnew);
+    for (const answer of [state.answer, jwks(publicJwk('k1')), jwks(publicJwk('k1'), leak)]) {
+      await source.poll();
+      state.answer = answer;
+      state.nowMs += TTL_MS;
+    }
+    await source.poll();
+    expect(told()).toEqual([true, false, true, true]);
   });
 
   test('a key bound to one algorithm refuses another; EdDSA and Ed25519 are one', async () => {
@@ -411,6 +568,60 @@ describe('each key of a set is vetted on its own', () => {
   });
 });
 
+describe('the discovery document', () => {
+  test.each([
+    ['', '/.well-known/openid-configuration'],
+    ['/', '/.well-known/openid-configuration'],
+    ['/tenant/a', '/tenant/a/.well-known/openid-configuration'],
+    ['/tenant/a/', '/tenant/a/.well-known/openid-configuration'],
+  ])('of the issuer at path %j is asked for at %s', async (path, wanted) => {
+    const asked: string[] = [];
+    const origin = (
+      await listen((request, response) => {
+        asked.push(request.url ?? '');
+        const document = JSON.stringify({ issuer: `${origin}${path}`, jwks_uri: `${origin}/k` });
+        response.end(request.url === '/k' ? jwks(publicJwk('k1')) : document);
+      })
+    ).replace('/keys', '');
+    const fetch = fetchByDiscovery({
+      issuer: `${origin}${path}`,
+      origins: [],
+      allowHttp: 'loopback',
+      ca: null,
+    });
+    const source = new JwksSource({ fetch, cacheTtlMs: TTL_MS });
+    await expect(source.keyFor(header('k1'))).resolves.toMatchObject({ keyId: 'k1' });
+    expect(asked).toEqual([wanted, '/k']);
+  });
+
+  test('has the same deadline, size and rule for redirects as the key set, together with it', async () => {
+    for (const [answer, fault] of [
+      [() => undefined, /no whole answer within 200 ms/],
+      [
+        (_request, response) => response.writeHead(302, { location: 'https://evil.example' }).end(),
+        /status 302/,
+      ],
+      [(_request, response) => response.end('x'.repeat(JWKS_BYTES_MAX + 1)), /longer than 64 KiB/],
+      [(_request, response) => response.end('<html>'), /not JSON/],
+    ] as [Handler, RegExp][]) {
+      const issuer = (await listen(answer)).replace('/keys', '');
+      const fetch = fetchByDiscovery({ issuer, origins: [], allowHttp: 'loopback', ca: null });
+      const source = new JwksSource({ fetch, cacheTtlMs: TTL_MS, timeoutMs: 200 });
+      await source.poll();
+      expect(source.status().lastFault).toMatch(fault);
+    }
+  });
+
+  test.each([
+    ['http://idp.example', 'must begin with https'],
+    ['https://idp.example/?a=b', 'query or a fragment'],
+    ['https://idp.example/#x', 'query or a fragment'],
+    ['idp', 'is not a URL'],
+  ])('the issuer %s has none', (issuer, fault) => {
+    expect(() => fetchByDiscovery({ issuer, origins: [], allowHttp: 'loopback', ca: null })).toThrow(fault);
+  });
+});
+
 test.each([
   ['https://idp.example/keys', 'never', true],
   ['http://idp.example/keys', 'loopback', false],
@@ -432,5 +643,5 @@ test.each([
   ['not a url', 'always', false],
 ] as const)('the address %s with allow_http_issuers %s', (url, allowHttp, isFine) => {
   expect(findJwksUrlFault(url, allowHttp) === null).toBe(isFine);
-  if (!isFine) expect(() => new JwksSource({ url, allowHttp, cacheTtlMs: 1 })).toThrow(RangeError);
+  if (!isFine) expect(() => fetchFromUrl(url, { allowHttp, ca: null })).toThrow(RangeError);
 });

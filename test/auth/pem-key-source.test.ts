@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { algorithmsOfKey } from '../../src/auth/key-source.ts';
-import { decodePublicKeyPem, KeyFileFault, PemKeySource } from '../../src/auth/pem-key-source.ts';
+import { decodePublicKeyPem, PemKeySource } from '../../src/auth/pem-key-source.ts';
+import { KeyFileFault } from '../../src/auth/watched-file.ts';
 import { ed25519, otherRsa, p256, rsa, toPem, toPrivatePem } from './support.ts';
 
 const pem = toPem(rsa.publicKey);

@@ -3,8 +3,7 @@ import { describe, expect, test } from 'vitest';
 import {
   checkRoleAttributes,
   checkRoleName,
-  decodeRoleRow,
-  ROLE_ATTRIBUTES_SQL,
+  type RoleAttributePolicy,
   type RoleAttributes,
   roleRefused,
 } from '../../src/auth/role-policy.ts';
@@ -91,8 +90,9 @@ describe('attributes', () => {
     replication: false,
     createRole: false,
     validUntilMs: null,
+    inLoginGroup: null,
   };
-  const none = { allowedPrivilegedRoles: [] };
+  const none: RoleAttributePolicy = { allowedPrivilegedRoles: [], nologinRoles: 'reject', loginGroup: null };
   test('a plain role is fine, an absent one is not', () => {
     expect(checkRoleAttributes('alice', plain, none, 0)).toBeNull();
     expect(checkRoleAttributes('alice', null, none, 0)).toBe('role_unknown');
@@ -106,14 +106,14 @@ describe('attributes', () => {
   ] as const)('%s is refused unless the role is allowed by its exact name', (attribute) => {
     const role = { ...plain, [attribute]: true };
     expect(checkRoleAttributes('boss', role, none, 0)).toBe('role_privileged');
-    expect(checkRoleAttributes('boss', role, { allowedPrivilegedRoles: ['Boss'] }, 0)).toBe(
+    expect(checkRoleAttributes('boss', role, { ...none, allowedPrivilegedRoles: ['Boss'] }, 0)).toBe(
       'role_privileged',
     );
-    expect(checkRoleAttributes('boss', role, { allowedPrivilegedRoles: ['boss'] }, 0)).toBeNull();
+    expect(checkRoleAttributes('boss', role, { ...none, allowedPrivilegedRoles: ['boss'] }, 0)).toBeNull();
   });
 
   test('NOLOGIN and a VALID UNTIL that has passed are refused, allowed or not', () => {
-    const allowed = { allowedPrivilegedRoles: ['alice'] };
+    const allowed = { ...none, allowedPrivilegedRoles: ['alice'] };
     expect(checkRoleAttributes('alice', { ...plain, canLogin: false }, allowed, 0)).toBe('role_nologin');
     expect(checkRoleAttributes('alice', { ...plain, validUntilMs: 999 }, allowed, 1_000)).toBe(
       'role_expired',
@@ -123,38 +123,21 @@ describe('attributes', () => {
     expect(checkRoleAttributes('alice', never, allowed, 0)).toBe('role_expired');
   });
 
-  test('the row is read in the order of the query', () => {
-    expect(decodeRoleRow(['true', 'false', 'false', 'false', 'false', null])).toEqual(plain);
-    expect(decodeRoleRow(['false', 'true', 'true', 'true', 'true', '1.5'])).toEqual({
-      canLogin: false,
-      superuser: true,
-      bypassRls: true,
-      replication: true,
-      createRole: true,
-      validUntilMs: 1_500,
-    });
-    expect(decodeRoleRow(['true', 'false', 'false', 'false', 'false', 'Infinity']).validUntilMs).toBeNull();
-    expect(decodeRoleRow(['true', 'false', 'false', 'false', 'false', '-Infinity']).validUntilMs).toBe(
-      Number.NEGATIVE_INFINITY,
+  test('a NOLOGIN role may be entered where nologin_roles says so, an expired one may not', () => {
+    const allow: RoleAttributePolicy = { ...none, nologinRoles: 'allow' };
+    expect(checkRoleAttributes('team', { ...plain, canLogin: false }, allow, 0)).toBeNull();
+    const past = { ...plain, canLogin: false, validUntilMs: 1 };
+    expect(checkRoleAttributes('team', past, allow, 2)).toBe('role_expired');
+  });
+
+  test('login_group lets its members in and nobody else, not even those it was not asked about', () => {
+    const group: RoleAttributePolicy = { ...none, loginGroup: 'jwt_users' };
+    expect(checkRoleAttributes('alice', { ...plain, inLoginGroup: true }, group, 0)).toBeNull();
+    expect(checkRoleAttributes('alice', { ...plain, inLoginGroup: false }, group, 0)).toBe(
+      'role_not_in_group',
     );
-  });
-
-  test.each([
-    ['no columns', []],
-    ['a column too few', ['true', 'false', 'false', 'false', 'false']],
-    ['a column too many', ['true', 'false', 'false', 'false', 'false', null, null]],
-    ['another spelling of a flag', ['t', 'f', 'f', 'f', 'f', null]],
-    ['a null flag', ['true', null, 'false', 'false', 'false', null]],
-    ['a time that is no number', ['true', 'false', 'false', 'false', 'false', 'soon']],
-    ['an empty time', ['true', 'false', 'false', 'false', 'false', '']],
-  ])('a row with %s is an error and never a guess', (_what, columns) => {
-    expect(() => decodeRoleRow(columns)).toThrow('unexpected answer');
-  });
-
-  test('the query leaves nothing to the search_path', () => {
-    expect(ROLE_ATTRIBUTES_SQL).toContain('$1');
-    expect(ROLE_ATTRIBUTES_SQL.replaceAll('OPERATOR(pg_catalog.=)', '')).not.toContain('=');
-    for (const cast of ROLE_ATTRIBUTES_SQL.matchAll(/::(\S+)/g)) expect(cast[1]).toMatch(/^pg_catalog\./);
+    expect(checkRoleAttributes('alice', plain, group, 0)).toBe('role_not_in_group');
+    expect(checkRoleAttributes('alice', { ...plain, inLoginGroup: false }, none, 0)).toBeNull();
   });
 });
 

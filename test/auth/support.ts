@@ -1,9 +1,11 @@
 /** Keys, tokens and a small configuration for the tests of src/auth. Signs by hand, so that any header can be made. */
 import { generateKeyPairSync, type KeyObject, sign } from 'node:crypto';
-import type { KeySource } from '../../src/auth/key-source.ts';
-import type { TokenRules } from '../../src/auth/token-verifier.ts';
+import type { TokenFacts } from '../../src/auth/identity.ts';
+import { fingerprintOf, type KeySource } from '../../src/auth/key-source.ts';
+import type { TokenRules } from '../../src/auth/token-rules.ts';
+import { TokenVerifier, type VerifiedToken } from '../../src/auth/token-verifier.ts';
 import { Secret } from '../../src/base/secret.ts';
-import type { Config, UserConfig } from '../../src/config/config.ts';
+import type { Config, IssuerConfig, RoleRuleConfig, UserConfig } from '../../src/config/config.ts';
 
 export interface KeyPair {
   privateKey: KeyObject;
@@ -44,21 +46,120 @@ export function makeToken(
   return signParts({ alg: 'RS256', kid: 'k1', ...header }, { ...goodClaims, ...claims }, key);
 }
 
+/** Those of the `jwt_*` keys, without an audience and with no limit on a token's life. */
 export const rules: TokenRules = {
-  audience: null,
+  source: null,
+  issuer: null,
+  audiences: [],
+  algorithms: ['RS256', 'ES256', 'EdDSA'],
   usernameClaim: 'sub',
-  jwtLeewaySeconds: 0,
-  jwtAlgorithms: ['RS256', 'ES256', 'EdDSA'],
+  roleRules: [],
+  allowedRoles: [],
+  typ: null,
+  allowedClients: [],
+  verifiedEmail: 'claimed',
+  maxLifetimeSeconds: Number.POSITIVE_INFINITY,
+  leewaySeconds: 0,
+  requireJti: false,
+  singleUseJti: false,
+  databaseClaims: ['ns', 'db', 'id'],
+  accessClaim: 'a',
+  permissionsClaim: 'p',
+  delegation: 'actor',
 };
 
 /** A source with one key that counts how often it is asked. */
-export function countingSource(key: KeyObject = rsa.publicKey): KeySource & { asked: number } {
+export function countingSource(key: KeyObject = rsa.publicKey, keyId = 'k1'): KeySource & { asked: number } {
+  const fingerprint = fingerprintOf(key);
   return {
     asked: 0,
     async keyFor() {
       this.asked++;
-      return { key, keyId: 'k1', description: 'test key' };
+      return { key, keyId, fingerprint, description: 'test key' };
     },
+    holds: (_keyId, wanted) => wanted === null || wanted === fingerprint,
+    poll: () => Promise.resolve(),
+  };
+}
+
+/** A verifier for one issuer. */
+export function makeVerifier(
+  more: Partial<TokenRules> = {},
+  keys: KeySource = countingSource(),
+): TokenVerifier {
+  return new TokenVerifier({ entries: [{ rules: { ...rules, ...more }, keys }] });
+}
+
+/** What a verifier says of a token for `role`, but for what is given. */
+export function verifiedAs(
+  role: string,
+  more: Partial<VerifiedToken> = {},
+  facts: Partial<TokenFacts> = {},
+): VerifiedToken {
+  const claims = more.claims ?? { sub: role };
+  return {
+    role,
+    claims,
+    keyDescription: 'key',
+    access: null,
+    databases: [],
+    permissions: null,
+    certificateThumbprint: null,
+    ...more,
+    facts: {
+      source: null,
+      issuer: null,
+      subject: role,
+      tokenId: null,
+      sessionId: null,
+      keyId: null,
+      algorithm: 'RS256',
+      issuedAtMs: null,
+      expiresAtMs: NOW_MS,
+      actor: null,
+      subjectRole: null,
+      claims,
+      payload: JSON.stringify(claims),
+      ...facts,
+    },
+  };
+}
+
+/** A row of turnstile.issuers without a key source. */
+export function makeIssuer(issuer: string, more: Partial<IssuerConfig> = {}): IssuerConfig {
+  return {
+    issuer,
+    jwksUrl: null,
+    jwksFile: null,
+    publicKeyFile: null,
+    discovery: false,
+    jwksOrigins: [],
+    jwksCacheTtlSeconds: 300,
+    audiences: [],
+    algorithms: [],
+    usernameClaim: null,
+    allowedRoles: [],
+    databases: [],
+    typ: null,
+    allowedClients: [],
+    requireVerifiedEmail: true,
+    maxTokenLifetimeSeconds: null,
+    caFile: null,
+    ...more,
+  };
+}
+
+export function makeRoleRule(claim: string, more: Partial<RoleRuleConfig> = {}): RoleRuleConfig {
+  return {
+    issuer: null,
+    claim,
+    list: false,
+    stripPrefix: null,
+    stripSuffix: null,
+    match: null,
+    addPrefix: null,
+    addSuffix: null,
+    ...more,
   };
 }
 
@@ -90,6 +191,8 @@ export function makeUser(name: string, more: Partial<UserConfig> = {}): UserConf
     allDatabases: false,
     serverUser: null,
     serverPassword: null,
+    identity: null,
+    tlsClientCertificateRequired: null,
   };
   return { ...overrides, ...row, ...more };
 }
@@ -100,8 +203,14 @@ export function makeConfig(more: {
   turnstile?: Partial<Config['turnstile']>;
   users?: UserConfig[];
   databaseReadOnly?: boolean;
+  /** Names; `app` alone by default. */
+  databases?: string[];
+  issuers?: IssuerConfig[];
+  roleRules?: RoleRuleConfig[];
+  turnstileDatabases?: Config['turnstileDatabases'];
+  turnstileUsers?: Config['turnstileUsers'];
 }): Config {
-  const database = { ...overrides, name: 'app', host: '127.0.0.1', port: 5432, databaseName: 'app' };
+  const database = { ...overrides, host: '127.0.0.1', port: 5432 };
   return {
     jwt: {
       publicKeyFile: null,
@@ -125,17 +234,35 @@ export function makeConfig(more: {
       allowHttpIssuers: 'loopback',
       jwtLeewaySeconds: 0,
       jwtAlgorithms: ['RS256', 'ES256', 'EdDSA'],
+      jwtIssuer: null,
+      maxTokenLifetimeSeconds: Number.POSITIVE_INFINITY,
+      allowMissingKid: false,
+      requireJti: false,
+      singleUseJti: false,
+      databaseClaims: ['ns', 'db', 'id'],
+      databaseClaimRequired: false,
+      accessClaim: 'a',
+      permissionsClaim: 'p',
+      delegation: 'actor',
+      revocationFile: null,
+      backendIdentity: 'set_role',
       ...more.turnstile,
     },
-    databases: [
-      {
-        ...database,
-        role: 'primary',
-        user: null,
-        password: null,
-        readOnly: more.databaseReadOnly ?? null,
-      },
-    ],
+    databases: (more.databases ?? ['app']).map((name) => ({
+      ...database,
+      name,
+      databaseName: name,
+      role: 'primary',
+      user: null,
+      password: null,
+      readOnly: more.databaseReadOnly ?? null,
+    })),
+    issuers: more.issuers ?? [],
+    loginRules: [],
+    roleRules: more.roleRules ?? [],
+    claimSettings: [],
+    turnstileDatabases: more.turnstileDatabases ?? [],
+    turnstileUsers: more.turnstileUsers ?? [],
     users: more.users ?? [],
     admin: { name: 'admin', user: 'admin', password: new Secret('irrelevant') },
   } as unknown as Config;

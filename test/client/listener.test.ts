@@ -2,7 +2,7 @@ import net from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { LOGINS_BEYOND_MAX_CLIENTS } from '../../src/client/listener.ts';
 import type { ScriptedClient } from '../support/scripted-client.ts';
-import { TestListener, type TestListenerOptions, until } from './support.ts';
+import { fakeToken, TestListener, type TestListenerOptions, until } from './support.ts';
 
 let pooler: TestListener;
 afterEach(() => pooler?.close());
@@ -19,7 +19,7 @@ describe('max_clients', () => {
   test('counts sessions and logins under way, and a client that leaves makes room', async () => {
     await start({ turnstile: { maxClients: 2 } });
     const session = await pooler.connect();
-    await session.login({ user: 'alice', database: 'app', password: 'role:alice' });
+    await session.login({ user: 'alice', database: 'app', password: fakeToken('role:alice') });
     const asked = await pooler.connectAs('alice');
     await asked.expect('R');
     const third = await pooler.connectAs('alice');
@@ -43,7 +43,7 @@ describe('max_clients', () => {
     await start({ turnstile: { maxClients: 1 } });
     await pooler.connect();
     const session = await pooler.connect();
-    await session.login({ user: 'alice', database: 'app', password: 'role:alice' });
+    await session.login({ user: 'alice', database: 'app', password: fakeToken('role:alice') });
     const cancel = await pooler.connect();
     cancel.sendCancelRequest(1, Buffer.alloc(4));
     expect(await cancel.readToEnd()).toHaveLength(0);
@@ -104,7 +104,7 @@ describe('client_login_timeout', () => {
     await start({ general: { clientLoginTimeoutMs: 10 } });
     const client = await pooler.connectAs('alice');
     await client.expect('R');
-    client.sendPassword('hang:alice');
+    client.sendPassword(fakeToken('hang:alice'));
     await until(() => pooler.verifier.seen.length === 1, 'the verification');
     pooler.listener.tick(0);
     pooler.listener.tick(10);
@@ -133,7 +133,7 @@ describe('client_login_timeout', () => {
   test('does not reach a client whose login is over', async () => {
     await start({ general: { clientLoginTimeoutMs: 10 } });
     const client = await pooler.connect();
-    await client.login({ user: 'alice', database: 'app', password: 'role:alice' });
+    await client.login({ user: 'alice', database: 'app', password: fakeToken('role:alice') });
     pooler.listener.tick(0);
     pooler.listener.tick(1_000_000);
     await expect(client.readToEnd(50)).rejects.toThrow('the connection was not closed');
@@ -147,7 +147,7 @@ describe('shutting down', () => {
     await asked.expect('R');
     const verifying = await pooler.connectAs('alice');
     await verifying.expect('R');
-    verifying.sendPassword('hang:alice');
+    verifying.sendPassword(fakeToken('hang:alice'));
     await until(() => pooler.verifier.seen.length === 1, 'the verification');
     const silent = await pooler.connect();
     await until(() => pooler.listener.loginCount === 3, 'the accepts');
@@ -173,7 +173,7 @@ describe('shutting down', () => {
     await asked.expect('R');
     pooler.listener.stop();
     await expect(pooler.connect()).rejects.toThrow(/ECONNREFUSED/);
-    asked.sendPassword('role:alice');
+    asked.sendPassword(fakeToken('role:alice'));
     await asked.expectTypes('RKZ');
   });
 });
@@ -198,7 +198,7 @@ describe('connections that mean nothing', () => {
     client.end();
     await until(() => pooler.listener.loginCount === 0, 'the end of the login');
     expect(pooler.loudLines).toEqual([]);
-    expect(pooler.log[0]).toMatchObject({ event: 'client_left_during_login', fields: { state: 'password' } });
+    expect(pooler.log[0]).toMatchObject({ event: 'client_left_during_login', fields: { state: 'proof' } });
   });
 
   test('a reset in the middle of a packet ends the login', async () => {

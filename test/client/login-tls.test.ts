@@ -6,7 +6,7 @@ import { ServerCertificate } from '../../src/net/tls.ts';
 import { encodeCancelRequest, encodeStartup, SSL_REQUEST } from '../../src/protocol/message-writer.ts';
 import { PgError } from '../../src/protocol/pg-error.ts';
 import { ScriptedClient } from '../support/scripted-client.ts';
-import { CertificateFiles, TestListener, type TestListenerOptions, until } from './support.ts';
+import { CertificateFiles, fakeToken, TestListener, type TestListenerOptions, until } from './support.ts';
 
 let pooler: TestListener;
 afterEach(() => pooler?.close());
@@ -18,7 +18,7 @@ async function start(options: TestListenerOptions = {}): Promise<TestListener> {
 
 const direct = (options?: tls.ConnectionOptions): Promise<ScriptedClient> =>
   ScriptedClient.connectDirectTls({ port: pooler.port }, options);
-const alice = { user: 'alice', database: 'app', password: 'role:alice' };
+const alice = { user: 'alice', database: 'app', password: fakeToken('role:alice') };
 
 describe('SSLRequest', () => {
   test('is answered S and the whole login runs inside TLS', async () => {
@@ -39,7 +39,7 @@ describe('SSLRequest', () => {
     await client.startTls({ maxVersion: 'TLSv1.2' });
     expect((client.socket as tls.TLSSocket).getProtocol()).toBe('TLSv1.2');
     await client.sendInPieces(encodeStartup({ user: 'alice', database: 'app' }));
-    await client.authenticate('alice', 'role:alice');
+    await client.authenticate('alice', fakeToken('role:alice'));
     client.destroy();
   });
 
@@ -111,7 +111,7 @@ describe('SSLRequest', () => {
     const secured = client.startTls({ minVersion: version, maxVersion: version });
     client.sendStartup({ user: 'alice', database: 'app' });
     await secured;
-    await client.authenticate('alice', 'role:alice');
+    await client.authenticate('alice', fakeToken('role:alice'));
     client.destroy();
   });
 

@@ -34,8 +34,11 @@ class FakeWire {
 
 const analyzer = await StatementAnalyzer.load();
 
-/** A session that is linked already, guarded but for a null role; `sent` is what PostgreSQL got. */
-function guarded(guardedRole: string | null = 'alice'): {
+/** A session that is linked already, guarded but for a null role without token; `sent` is what PostgreSQL got. */
+function guarded(
+  guardedRole: string | null = 'alice',
+  guardsClaims = false,
+): {
   relay: Relay;
   server: ServerConnection;
   sent: () => Buffer;
@@ -44,7 +47,7 @@ function guarded(guardedRole: string | null = 'alice'): {
   const serverWire = new FakeWire();
   const server = new ServerConnection({
     openWire: () => serverWire as unknown as Wire,
-    listener: { onServerClosed() {} },
+    listener: { onServerClosed() {}, onSessionUser() {} },
     processId: 1,
     secretKey: Buffer.alloc(4),
     reported: new Map(),
@@ -55,7 +58,17 @@ function guarded(guardedRole: string | null = 'alice'): {
   });
   const relay = new Relay({
     wire: new FakeWire() as unknown as Wire,
-    host: { checkout: () => null, onServerIdle() {}, link() {}, onClientGone() {}, onServerLost() {} },
+    host: {
+      checkout: () => null,
+      onServerIdle() {},
+      link: () => true,
+      contended: false,
+      onClientGone() {},
+      onServerLost() {},
+      verifyToken() {},
+      refusalOf: () => null,
+      renew() {},
+    },
     clock: new Clock(),
     analyzer,
     registry: new StatementRegistry(),
@@ -64,6 +77,8 @@ function guarded(guardedRole: string | null = 'alice'): {
     mapNamed: true,
     mapUnnamed: false,
     guardedRole,
+    guardsClaims,
+    claims: null,
     provenStatements: new WeakSet(),
   });
   relay.server = server;
@@ -93,6 +108,24 @@ test('a function that is not harmless is refused although the buffer still holds
     relay.onBytes(bad, first, bad.length);
     expect([first, sent().includes(bad.subarray(5, 9))]).toEqual([first, false]);
   }
+});
+
+test('a session with a token that logs in as its role keeps its claims, whatever the form', () => {
+  const call = functionCall(SET_CONFIG);
+  const tooLong = encodeQuery(`SET request.jwt.claims = '' --${' '.repeat(TEXT_BYTES_MAX)}`);
+  const claims = encodeQuery("SET request.jwt.claims = 'x'");
+  for (const bytes of [call, tooLong, claims]) {
+    const { relay, sent } = guarded(null, true);
+    for (let at = 0; at < bytes.length && !relay.closed; at += 60_000) {
+      relay.onBytes(bytes, at, Math.min(at + 60_000, bytes.length));
+    }
+    expect(sent().includes(bytes.subarray(5, 20))).toBe(false);
+    expect(sent().toString('latin1')).toContain('refused by pgturnstile');
+  }
+  const role = encodeQuery('SET ROLE postgres');
+  const { relay, sent } = guarded(null, true);
+  relay.onBytes(role, 0, role.length);
+  expect(sent().includes(role)).toBe(true);
 });
 
 test('a large-object function passes in whatever pieces it comes', () => {

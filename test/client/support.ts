@@ -53,30 +53,47 @@ export class RecordingTarget implements LoginTarget {
   }
 }
 
-/** `role:NAME` is a good token for NAME, `reject:REASON` one that is refused for it, `hang` waits for `release()`. */
+/**
+ * A secret that is taken for a token: `role:NAME` is a good one for NAME, `reject:REASON` one that is refused for it,
+ * `hang` waits for `release()`. What has no colon stays as it is, and so is no token.
+ */
+export function fakeToken(text: string): string {
+  if (!text.includes(':')) return text;
+  const part = (value: unknown): string => Buffer.from(JSON.stringify(value)).toString('base64url');
+  return `${part({ alg: 'RS256' })}.${part({ fake: text })}.c2ln`;
+}
+
+function textOf(token: string): string {
+  const payload = token.split('.')[1] ?? '';
+  return (JSON.parse(Buffer.from(payload, 'base64url').toString()) as { fake: string }).fake;
+}
+
+/** Verifies what `fakeToken` makes, and remembers what it was asked for. */
 export class FakeVerifier implements TokenCheck {
   readonly seen: string[] = [];
+  /** Texts whose signature counts as remembered. */
+  readonly remembered: Set<string> = new Set();
+  /** Claims of every token, and the certificate that it is bound to. */
+  claims: Record<string, unknown> = {};
+  thumbprint: string | null = null;
   #release: (() => void)[] = [];
 
+  isVerified(token: string): boolean {
+    return this.remembered.has(textOf(token));
+  }
+
   async verify(token: string): Promise<VerifiedToken> {
-    this.seen.push(token);
-    const [kind, value = ''] = token.split(':');
+    const text = textOf(token);
+    this.seen.push(text);
+    const [kind, value = ''] = text.split(':');
     if (kind === 'hang') await new Promise<void>((resolve) => this.#release.push(resolve));
-    if (kind === 'crash') throw new TypeError(`thrown with ${token} in its text`);
+    if (kind === 'crash') throw new TypeError(`thrown with ${text} in its text`);
     if (kind === 'reject') {
       const reason = value as TokenRejection;
       const kinds = { keys_unavailable: reason, overloaded: reason } as Record<string, 'overloaded'>;
       throw new TokenRejected(reason, kinds[reason] ?? 'invalid').describe({ alg: 'RS256', kid: 'k\n1' });
     }
-    const facts = {
-      issuer: null,
-      subject: value,
-      tokenId: null,
-      keyId: 'k1',
-      algorithm: 'RS256',
-      expiresAtMs: 0,
-    };
-    return { role: value || 'alice', facts, claims: {}, keyDescription: 'fake' };
+    return fakeVerified(value || 'alice', this.claims, this.thumbprint);
   }
 
   release(): void {
@@ -84,11 +101,44 @@ export class FakeVerifier implements TokenCheck {
   }
 }
 
+function fakeVerified(
+  role: string,
+  claims: Record<string, unknown>,
+  thumbprint: string | null,
+): VerifiedToken {
+  return {
+    role,
+    facts: {
+      source: null,
+      issuer: null,
+      subject: role,
+      tokenId: null,
+      sessionId: null,
+      keyId: 'k1',
+      algorithm: 'RS256',
+      issuedAtMs: null,
+      expiresAtMs: 4_000_000_000_000,
+      actor: null,
+      subjectRole: null,
+      claims,
+      payload: JSON.stringify(claims),
+    },
+    delegation: null,
+    databases: [],
+    access: null,
+    permissions: null,
+    certificateThumbprint: thumbprint,
+    keyDescription: 'fake',
+  } as unknown as VerifiedToken;
+}
+
 export interface ConfigChanges {
   general?: Partial<Config['general']>;
   jwt?: Partial<Config['jwt']>;
   turnstile?: Partial<Config['turnstile']>;
   users?: Config['users'];
+  loginRules?: Config['loginRules'];
+  issuers?: Config['issuers'];
 }
 
 /** auth_type jwt with provisioning; alice (two passwords) may enter app, bob everything but has no password. */
@@ -99,16 +149,38 @@ export function loginConfig(changes: ConfigChanges = {}): Config {
   ];
   const config = makeConfig({
     ...(changes.jwt && { jwt: changes.jwt }),
-    turnstile: { maxClients: 100, allowPlaintextTokens: 'loopback', ...changes.turnstile },
+    turnstile: {
+      maxClients: 100,
+      allowPlaintextTokens: 'loopback',
+      jwtIssuer: null,
+      authRequired: true,
+      anonymousRole: null,
+      anonymousUsers: [],
+      adminClaim: null,
+      oauthIssuer: null,
+      oauthScope: 'openid',
+      maxLoginsPerAddress: 1_000,
+      failedLoginsPerAddress: Number.POSITIVE_INFINITY,
+      tokenChecksPerSecond: Number.POSITIVE_INFINITY,
+      databaseClaims: ['ns', 'db', 'id'],
+      ...changes.turnstile,
+    },
     users,
   });
   return {
     ...config,
+    issuers: changes.issuers ?? [],
+    loginRules: changes.loginRules ?? [],
+    roleRules: [],
+    claimSettings: [],
+    turnstileDatabases: [],
+    turnstileUsers: [],
     general: {
       host: '127.0.0.1',
       port: 0,
       authType: 'jwt',
       tlsClientRequired: false,
+      tlsClientCaCertificate: null,
       clientLoginTimeoutMs: 60_000,
       ...changes.general,
     } as Config['general'],
@@ -119,8 +191,11 @@ export function loginConfig(changes: ConfigChanges = {}): Config {
 
 export interface TestListenerOptions extends ConfigChanges {
   tls?: boolean;
+  /** Certificates (PEM) that clients' certificates must lead to; needs `tls`. */
+  clientCa?: string;
   verifier?: TokenCheck | null;
   now?: () => number;
+  clock?: () => number;
 }
 
 export class TestListener {
@@ -140,14 +215,18 @@ export class TestListener {
       (fields: object, event: string): void => {
         this.log.push({ level, event, fields: fields as Record<string, unknown> });
       };
+    const caPath =
+      options.clientCa === undefined ? null : this.#certificate?.writeAuthority(options.clientCa);
+    const general = { ...options.general, tlsClientCaCertificate: caPath ?? null };
     this.context = {
-      config: loginConfig(options),
-      certificate: this.#certificate?.load() ?? null,
+      config: loginConfig({ ...options, general }),
+      certificate: this.#certificate?.load(caPath ?? null) ?? null,
       verifier: options.verifier === undefined ? this.verifier : options.verifier,
       scramKeys: new ScramKeys(),
       target: this.target,
       log: { debug: record('debug'), info: record('info'), warn: record('warn'), error: record('error') },
       now: options.now ?? Date.now,
+      ...(options.clock && { clock: options.clock }),
     };
     this.listener = new Listener(this.context);
   }
@@ -178,7 +257,7 @@ export class TestListener {
   /** A whole login; the last result of the target belongs to it. */
   async login(user: string, password: string, database = 'app'): Promise<LoginResult> {
     const client = await this.connect();
-    await client.login({ user, password, database });
+    await client.login({ user, password: fakeToken(password), database });
     return this.target.results.at(-1) as LoginResult;
   }
 
@@ -212,8 +291,15 @@ export class CertificateFiles {
     writeFileSync(this.keyPath, key, { mode: 0o600 });
   }
 
-  load(): ServerCertificate {
-    return ServerCertificate.load(this.certificatePath, this.keyPath);
+  /** Writes the authorities for certificates of clients and returns their path. */
+  writeAuthority(pem: string): string {
+    const path = join(this.directory, 'clients.crt');
+    writeFileSync(path, pem);
+    return path;
+  }
+
+  load(clientCaPath: string | null = null): ServerCertificate {
+    return ServerCertificate.load(this.certificatePath, this.keyPath, clientCaPath);
   }
 
   remove(): void {

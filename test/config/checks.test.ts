@@ -1,43 +1,12 @@
 /** Combinations that must be refused or called out, and the ones beside them that must not. */
-import { generateKeyPairSync, type KeyObject } from 'node:crypto';
-import { describe, expect, test } from 'vitest';
+import { generateKeyPairSync } from 'node:crypto';
+import { describe } from 'vitest';
 import { makeCertificate } from '../support/certificates.ts';
-import { DATABASE, type Given, load, USER } from './support.ts';
+import { DATABASE, type Given, pem, runCases, USER } from './support.ts';
 
 const JWKS = 'jwt_jwks_url = "https://id.example.com/jwks"\n';
 const AUDIENCE = 'jwt_audience = "app"\n';
 const JWT = `[general]\nhost = "127.0.0.1"\nauth_type = "jwt"\n${AUDIENCE}`;
-
-interface Case extends Given {
-  name: string;
-  faults?: (string | RegExp)[];
-  warnings?: (string | RegExp)[];
-}
-
-function matcher(expected: string | RegExp): unknown {
-  return typeof expected === 'string' ? expect.stringContaining(expected) : expect.stringMatching(expected);
-}
-
-function runCases(cases: Case[]): void {
-  for (const { name, faults = [], warnings = [], ...given } of cases) {
-    test(name, () => {
-      const loaded = load(given);
-      expect(loaded.faults).toEqual(faults.map(matcher));
-      expect(loaded.warnings).toEqual(warnings.map(matcher));
-      expect(loaded.config === null).toBe(faults.length > 0);
-    });
-  }
-}
-
-function pem(keys: { publicKey: KeyObject; privateKey: KeyObject }): {
-  publicKey: string;
-  privateKey: string;
-} {
-  return {
-    publicKey: keys.publicKey.export({ type: 'spki', format: 'pem' }) as string,
-    privateKey: keys.privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
-  };
-}
 
 describe('tokens', () => {
   runCases([
@@ -45,7 +14,7 @@ describe('tokens', () => {
     {
       name: 'no key to verify with',
       main: `${JWT}${DATABASE}`,
-      faults: ['pgdog.toml:3: general.auth_type: jwt needs jwt_public_key_file or jwt_jwks_url'],
+      faults: ['pgdog.toml:3: general.auth_type: jwt needs jwt_public_key_file, jwt_jwks_url or a row'],
     },
     {
       name: 'the key set may come from the environment',
@@ -183,6 +152,16 @@ allow_privileged_server_user = true\nmissing_role = "server_user"\nallowed_privi
       faults: ['jwt_public_key_file: holds a private key'],
     },
     {
+      name: 'a certificate in place of its key',
+      ...withKey(makeCertificate({ name: 'issuer' }).cert),
+      faults: ['jwt_public_key_file: holds a certificate'],
+    },
+    {
+      name: 'two keys in one file',
+      ...withKey(rsa.publicKey + rsa.publicKey),
+      faults: ['jwt_public_key_file: holds more than one PEM block'],
+    },
+    {
       name: 'a short RSA key',
       ...withKey(pem(generateKeyPairSync('rsa', { modulusLength: 1024 })).publicKey),
       faults: ['is an RSA key of 1024 bits'],
@@ -190,7 +169,7 @@ allow_privileged_server_user = true\nmissing_role = "server_user"\nallowed_privi
     {
       name: 'a curve that no algorithm allows',
       ...withKey(pem(generateKeyPairSync('ec', { namedCurve: 'P-384' })).publicKey),
-      faults: ['is a key that none of jwt_algorithms (RS256, ES256, EdDSA, Ed25519) can use'],
+      faults: ['is a key that none of the algorithms (RS256, ES256, EdDSA, Ed25519) can use'],
     },
     { name: 'an Ed25519 key', ...withKey(pem(generateKeyPairSync('ed25519')).publicKey) },
     { name: 'half a key', ...withKey(rsa.publicKey.slice(0, 90)), faults: ['the file key.pem is not PEM'] },

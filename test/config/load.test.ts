@@ -1,8 +1,11 @@
 /** What a file says is what the Config says; and every fault of a file comes with its place. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { inspect } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { describeConfig } from '../../src/config/describe.ts';
+import { loadConfig } from '../../src/config/load.ts';
 import { makeCertificate } from '../support/certificates.ts';
 import { DATABASE, load, USER } from './support.ts';
 
@@ -237,6 +240,97 @@ describe('console rows', () => {
     expect(rows.get('turnstile.reserved_roles')?.value).toContain('"admin"');
     expect(rows.get('admin.password')?.value).toBe('****');
   });
+
+  test('a row of a list by its index, in the order of the file; keys and passwords stay hidden', () => {
+    const { config, faults } = load({
+      main: `[general]\nauth_type = "jwt"\n[turnstile]\nclaims_mac_key = "0123456789abcdef"
+[[turnstile.issuers]]\nissuer = "https://a.example.com"\ndiscovery = true\nallowed_roles = ["x", "/y"]
+[[turnstile.issuers]]\nissuer = "https://b.example.com"\njwks_url = "https://b.example.com/jwks"
+[[turnstile.login_rules]]\ndatabase = "app"\nmethod = "jwt"\n[[turnstile.users]]\nname = "z"\ndisabled = true\n${DATABASE}`,
+    });
+    expect(faults).toEqual([]);
+    const rows = describeConfig(config!);
+    const shown = (key: string): string | undefined => rows.find((row) => row.key === key)?.value;
+    expect(shown('turnstile.issuers[0].issuer')).toBe('https://a.example.com');
+    expect(shown('turnstile.issuers[0].allowed_roles')).toBe('["x", "/y"]');
+    expect(shown('turnstile.issuers[1].jwks_url')).toBe('https://b.example.com/jwks');
+    expect(shown('turnstile.issuers[1].max_token_lifetime')).toBe('');
+    expect(shown('turnstile.login_rules[0].database')).toBe('["app"]');
+    expect(shown('turnstile.users[0].disabled')).toBe('true');
+    expect(shown('turnstile.claims_mac_key')).toBe('****');
+    expect(shown('turnstile.role_rules[0].claim')).toBeUndefined();
+    expect(new Set(rows.map((row) => row.key)).size).toBe(rows.length);
+  });
+});
+
+describe('the command line', () => {
+  const main = `[general]\nhost = "127.0.0.1"\nauth_type = "jwt"\njwt_audience = "app"\n${DATABASE}`;
+
+  test('an issuer becomes a row behind those of the file, with discovery and every default', () => {
+    const { config, faults, warnings } = load({
+      main: `${main}[[turnstile.issuers]]\nissuer = "https://a.example.com"\ndiscovery = true\nallowed_roles = ["a"]\n`,
+      allowedOidcIssuers: ['https://b.example.com', 'https://a.example.com', 'https://b.example.com'],
+    });
+    expect(faults).toEqual([]);
+    expect(config?.issuers.map((row) => [row.issuer, row.discovery, row.allowedRoles])).toEqual([
+      ['https://a.example.com', true, ['a']],
+      ['https://b.example.com', true, []],
+    ]);
+    expect(config?.issuers[1]).toMatchObject({ jwksUrl: null, audiences: [], requireVerifiedEmail: true });
+    expect(warnings).toEqual([
+      expect.stringMatching(/^command line: turnstile.issuers\[1\].allowed_roles: may name the same roles/),
+    ]);
+  });
+
+  test.each([
+    [
+      'http://id.example.com',
+      'must be https: allow_http_issuers permits http for loopback hosts only; discovery asks it',
+    ],
+    ['id.example.com', 'must be an https:// URL; discovery asks it'],
+    ['', 'must not be empty; leave the key out instead'],
+    ['https://id.example.com/#x', 'must have neither ? nor #; discovery asks it'],
+  ])('the issuer %j is refused by name', (issuer, message) => {
+    const { config, faults } = load({ main, allowedOidcIssuers: [issuer] });
+    expect([config, faults]).toEqual([null, [`command line: turnstile.issuers[0].issuer: ${message}`]]);
+  });
+
+  test('issuers where no login takes a token say so', () => {
+    const { warnings } = load({ allowedOidcIssuers: ['https://id.example.com'] });
+    expect(warnings).toEqual([
+      expect.stringMatching(
+        /^command line: turnstile.issuers\[0\].issuer: has no effect while auth_type is scram/,
+      ),
+    ]);
+  });
+
+  test('it can require a proof, and never waive one', () => {
+    const open = `[general]\njwt_server_user = "u"\n[turnstile]\nauth_required = false\nanonymous_role = "anon"\nanonymous_users = ["g"]\n${DATABASE}`;
+    const required = (given: object): boolean | undefined => load(given).config?.turnstile.authRequired;
+    expect(required({ main: open })).toBe(false);
+    expect(required({ main: open, authRequired: true })).toBe(true);
+    expect(required({ authRequired: false })).toBe(true);
+  });
+});
+
+describe('weaknesses', () => {
+  test('are warnings that are marked; other warnings and faults are not', () => {
+    const text = `[general]\nhost = "127.0.0.1"\nauth_type = "trust"\nworkers = 9\nprot = 1\n${DATABASE}`;
+    const directory = mkdtempSync(path.join(tmpdir(), 'pgturnstile-weak-'));
+    try {
+      writeFileSync(path.join(directory, 'pgdog.toml'), text);
+      writeFileSync(path.join(directory, 'users.toml'), USER);
+      const [configPath, usersPath] = ['pgdog.toml', 'users.toml'].map((name) => path.join(directory, name));
+      const { faults, warnings } = loadConfig({ configPath: configPath!, usersPath: usersPath!, env: {} });
+      expect(warnings.map((warning) => [warning.key, warning.isWeakness])).toEqual([
+        ['general.auth_type', true],
+        ['general.workers', false],
+      ]);
+      expect(faults.map((fault) => [fault.key, fault.isWeakness])).toEqual([['general.prot', false]]);
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  });
 });
 
 describe('faults', () => {
@@ -383,7 +477,7 @@ host = "h"
 describe('keys of PgDog that do nothing here', () => {
   test('are named in a warning, sections too, and the file still loads', () => {
     const { config, faults, warnings } = load({
-      main: `[general]\nworkers = 4\nmirror_exposure = 0.5\ntls_client_ca_certificate = "x"\n[rewrite]\nenabled = true
+      main: `[general]\nworkers = 4\nmirror_exposure = 0.5\npassthrough_auth = "enabled_plain"\n[rewrite]\nenabled = true
 [[plugins]]\nname = "p"\n[otel]\n${DATABASE}shard = 1\n[tcp]\nretries = 3\ncongestion_control = "bbr"\n`,
       users: `${USER}server_auth = "rds_iam"\n`,
     });
@@ -393,7 +487,7 @@ describe('keys of PgDog that do nothing here', () => {
     expect(warnings).toEqual([
       `pgdog.toml:2: general.workers: ${plain}`,
       `pgdog.toml:3: general.mirror_exposure: ${plain}`,
-      `pgdog.toml:4: general.tls_client_ca_certificate: ${plain}: certificates of clients are not checked`,
+      `pgdog.toml:4: general.passthrough_auth: ${plain}: passwords are never passed through`,
       `pgdog.toml:5: rewrite: ${plain}`,
       `pgdog.toml:7: plugins: ${plain}`,
       `pgdog.toml:9: otel: ${plain}`,

@@ -28,7 +28,7 @@ function sampleKeys(name: string): SampleKey[] {
   const keys: SampleKey[] = [];
   let section = '';
   for (const [index, line] of readFileSync(fileOf(name), 'utf8').split('\n').entries()) {
-    const header = /^(?:# )?\[{1,2}([a-z_]+)\]{1,2}$/.exec(line);
+    const header = /^(?:# )?\[{1,2}([a-z_.]+)\]{1,2}$/.exec(line);
     const pair = /^(# )?([a-z_]+) = (.+)$/.exec(line);
     if (header !== null) section = header[1]!;
     else if (pair !== null) {

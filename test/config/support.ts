@@ -1,8 +1,9 @@
 /** Loads configurations from texts: a temporary directory, removed at the end of the test file. */
+import type { KeyObject } from 'node:crypto';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll } from 'vitest';
+import { afterAll, expect, test } from 'vitest';
 import type { Config } from '../../src/config/config.ts';
 import { formatFault } from '../../src/config/faults.ts';
 import { loadConfig } from '../../src/config/load.ts';
@@ -15,6 +16,8 @@ export interface Given {
   main?: string;
   users?: string;
   env?: Record<string, string>;
+  allowedOidcIssuers?: string[];
+  authRequired?: boolean;
   files?: Record<string, string>;
   nowMs?: number;
 }
@@ -45,6 +48,8 @@ export function load(given: Given & { missing?: ('main' | 'users')[] }): Loaded 
     configPath,
     usersPath,
     env: given.env ?? {},
+    ...(given.allowedOidcIssuers && { allowedOidcIssuers: given.allowedOidcIssuers }),
+    ...(given.authRequired === undefined ? {} : { authRequired: given.authRequired }),
     ...(given.nowMs === undefined ? {} : { nowMs: given.nowMs }),
   });
   const short = (text: string): string => text.replaceAll(`${directory}/`, '');
@@ -53,5 +58,42 @@ export function load(given: Given & { missing?: ('main' | 'users')[] }): Loaded 
     faults: result.faults.map((fault) => short(formatFault(fault))),
     warnings: result.warnings.map((fault) => short(formatFault(fault))),
     directory,
+  };
+}
+
+/** What a configuration must be told, in order; texts are parts of findings. */
+export interface Case extends Given {
+  name: string;
+  /** Most cases are about something else than the issuer that they do not pin. */
+  isAboutIssuer?: boolean;
+  faults?: (string | RegExp)[];
+  warnings?: (string | RegExp)[];
+}
+
+function matcher(expected: string | RegExp): unknown {
+  return typeof expected === 'string' ? expect.stringContaining(expected) : expect.stringMatching(expected);
+}
+
+/** One test per case: exactly these findings, and a configuration unless there is a fault. */
+export function runCases(cases: Case[]): void {
+  for (const { name, faults = [], warnings = [], isAboutIssuer = false, ...given } of cases) {
+    test(name, () => {
+      const loaded = load(given);
+      expect(loaded.faults).toEqual(faults.map(matcher));
+      const unpinned = 'turnstile.jwt_issuer: is not set: ';
+      const shown = loaded.warnings.filter((warning) => isAboutIssuer || !warning.includes(unpinned));
+      expect(shown).toEqual(warnings.map(matcher));
+      expect(loaded.config === null).toBe(faults.length > 0);
+    });
+  }
+}
+
+export function pem(keys: { publicKey: KeyObject; privateKey: KeyObject }): {
+  publicKey: string;
+  privateKey: string;
+} {
+  return {
+    publicKey: keys.publicKey.export({ type: 'spki', format: 'pem' }) as string,
+    privateKey: keys.privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
   };
 }

@@ -2,7 +2,13 @@
 import { request } from 'node:http';
 import { createRemoteJWKSet, decodeJwt, decodeProtectedHeader, importSPKI, jwtVerify } from 'jose';
 import { afterEach, describe, expect, it } from 'vitest';
-import { type Issuer, type IssuerOptions, startIssuer } from '../../src/demo/issuer.ts';
+import {
+  type Issuer,
+  type IssuerBehaviour,
+  type IssuerOptions,
+  SLOW_MS,
+  startIssuer,
+} from '../../src/demo/issuer.ts';
 
 const issuers: Issuer[] = [];
 
@@ -98,6 +104,47 @@ describe('behaviour', () => {
       ['html', 200, 'text/html', false],
     ]);
     expect(issuer.requests).toBe(5);
+  });
+
+  it('late, compressed, empty, torn and endless answers', async () => {
+    const issuer = await start();
+    const text = async (behaviour: IssuerBehaviour): Promise<string> => {
+      issuer.setBehaviour(behaviour);
+      return (await fetch(issuer.jwksUrl)).text();
+    };
+    const startedAtMs = performance.now();
+    expect(await text('slow')).toBe(issuer.keySetJson());
+    expect(performance.now() - startedAtMs).toBeGreaterThan(SLOW_MS - 10);
+    expect((await text('bomb')).length).toBeGreaterThan(1_000_000);
+    expect(await text('empty')).toBe('{"keys":[]}');
+    await expect(text('torn')).rejects.toThrow();
+    issuer.setBehaviour('trickle');
+    const reader = (await fetch(issuer.jwksUrl)).body!.getReader();
+    for (let read = 0; read < 3; read++) expect((await reader.read()).done).toBe(false);
+    await reader.cancel();
+  });
+
+  it('the discovery document is counted and can be made to lie', async () => {
+    const issuer = await start();
+    const address = `${issuer.url}/.well-known/openid-configuration`;
+    const document = { issuer: issuer.url, jwks_uri: issuer.jwksUrl };
+    expect(await (await fetch(address)).json()).toEqual(document);
+    issuer.setDiscovery({ issuer: 'https://evil.example', more: 1 });
+    expect(await (await fetch(address)).json()).toEqual({
+      ...document,
+      issuer: 'https://evil.example',
+      more: 1,
+    });
+    expect([issuer.discoveryRequests, issuer.requests]).toEqual([2, 0]);
+  });
+
+  it('a withdrawn key is no longer published, and a token may have any typ', async () => {
+    const issuer = await start();
+    await issuer.rotate();
+    issuer.withdraw('key-1');
+    expect(issuer.keySetJson()).not.toContain('key-1');
+    expect(issuer.keySetJson()).toContain('key-2');
+    expect(decodeProtectedHeader(await issuer.mint({ subject: 'a', typ: 'at+jwt' })).typ).toBe('at+jwt');
   });
 
   it('the redirect leads to the keys, so that a client that follows it would accept them', async () => {

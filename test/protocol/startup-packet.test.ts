@@ -245,7 +245,7 @@ describe('settings', () => {
     const expected = {
       code: '42501',
       severity: 'FATAL',
-      message: `parameter "${name.toLowerCase()}" cannot be set`,
+      message: `permission denied to set parameter "${name.toLowerCase()}"`,
     };
     expect(fault(() => startup({ user: 'u', [name]: 'postgres' }))).toMatchObject(expected);
     for (const options of [

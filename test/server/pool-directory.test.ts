@@ -2,6 +2,8 @@ import { afterEach, describe, expect, test } from 'vitest';
 import type { Identity } from '../../src/auth/identity.ts';
 import { ScramKeys } from '../../src/auth/scram-keys.ts';
 import { createLogger } from '../../src/base/log.ts';
+import { Secret } from '../../src/base/secret.ts';
+import type { Config } from '../../src/config/config.ts';
 import { PgError } from '../../src/protocol/pg-error.ts';
 import type { Pool } from '../../src/server/pool.ts';
 import { PoolDirectory } from '../../src/server/pool-directory.ts';
@@ -11,11 +13,11 @@ import { testConfig } from '../support/worker.ts';
 let nowMs = 0;
 let directory: PoolDirectory;
 
-function open(turnstile = ''): void {
+function open(turnstile = '', change: Partial<Config> = {}): void {
   nowMs = 1_000;
   const config = testConfig({ serverPort: 1, turnstile });
   directory = new PoolDirectory({
-    config: { ...config, jwt: { ...config.jwt, serverUser: 'service' } },
+    config: { ...config, jwt: { ...config.jwt, serverUser: 'service' }, ...change },
     scramKeys: new ScramKeys(),
     parameterSets: new ParameterSets(),
     now: () => nowMs,
@@ -108,5 +110,81 @@ describe('PoolDirectory', () => {
     pool.sessions.clear();
     directory.tick(nowMs);
     expect([...directory.pools()]).toEqual([]);
+  });
+
+  describe('backend identities', () => {
+    const secretKey = 'backend_password_key = "0123456789abcdef0123456789abcdef"';
+    const database = { audiences: [], backendCluster: null };
+
+    test('the row of the role beats that of the database, and that beats [turnstile]', () => {
+      open('backend_identity = "login_map"', {
+        turnstileDatabases: [{ name: 'app', ...database, backendIdentity: 'login_password' }],
+        turnstileUsers: [
+          { name: 'alice', backendIdentity: 'set_role', disabled: false },
+          { name: 'bob', backendIdentity: null, disabled: false },
+        ],
+      });
+      const how = (role: string, name: string): unknown => take(role, name).options.target.backendIdentity;
+      expect([how('alice', 'app'), how('bob', 'app'), how('carol', 'app'), how('carol', 'other')]).toEqual([
+        'set_role',
+        'login_password',
+        'login_password',
+        'login_map',
+      ]);
+    });
+
+    test('login_map and login_password log in as the role, and nothing guards or takes a role', () => {
+      open(`backend_identity = "login_password"\n${secretKey}`);
+      const { target } = take('alice').options;
+      expect([target.user, target.setRole, take('alice').guardedRole]).toEqual(['alice', null, null]);
+      expect(target.password?.reveal()).toMatch(/^[\w-]{43}$/);
+      expect(target.password?.reveal()).not.toBe(take('bob').options.target.password?.reveal());
+      open('backend_identity = "login_map"');
+      const byMap = take('alice').options.target;
+      expect([byMap.user, byMap.password, byMap.setRole]).toEqual(['alice', null, null]);
+    });
+
+    test('a user or password in the row of the database is for set_role alone', () => {
+      const row = { user: 'owner', password: new Secret('of the owner') };
+      for (const backend of ['login_map', 'login_password', 'set_role']) {
+        open(`backend_identity = "${backend}"\n${secretKey}`);
+        const { databases } = testConfig({ serverPort: 1 });
+        open(`backend_identity = "${backend}"\n${secretKey}`, {
+          databases: databases.map((one) => ({ ...one, ...row })),
+        });
+        const { user, password } = take('alice').options.target;
+        const isOwner = backend === 'set_role';
+        expect([user, password === row.password]).toEqual([isOwner ? 'owner' : 'alice', isOwner]);
+      }
+    });
+
+    test('an anonymous login is a role’s as a token’s is, in the same pool', () => {
+      open();
+      const anonymous: Identity = { ...byToken('anon'), method: 'anonymous', token: null };
+      expect(directory.acquire(anonymous, 'app')).toBe(take('anon'));
+      expect(take('anon').options.provisioned).toBe(true);
+    });
+
+    test('read-only logins of a role never share connections with its others', () => {
+      open();
+      const readOnly = directory.acquire({ ...byToken('alice'), readOnly: true }, 'app') as Pool;
+      expect(readOnly).not.toBe(take('alice'));
+      expect(readOnly.options.target.startupParameters).toEqual({ default_transaction_read_only: 'on' });
+      expect(take('alice').options.target.startupParameters).toEqual({});
+    });
+  });
+
+  test('a role that is forgotten loses its pools on that host, and its logins are refused for a while', () => {
+    open();
+    const pool = take('alice');
+    const other = take('bob');
+    directory.forgetRole(
+      'alice',
+      pool.hostKey,
+      new PgError({ code: '28000', message: 'no', severity: 'FATAL' }),
+    );
+    expect([pool.closed, other.closed, refusal('alice')]).toEqual([true, false, '28000']);
+    nowMs += 5_000;
+    expect(refusal('alice')).toBeNull();
   });
 });

@@ -34,7 +34,7 @@ class Bench {
     };
     this.server = new ServerConnection({
       openWire: () => wire as unknown as Wire,
-      listener: { onServerClosed() {} },
+      listener: { onServerClosed() {}, onSessionUser() {} },
       processId: 1,
       secretKey: Buffer.alloc(4),
       reported: new Map(),

@@ -45,10 +45,12 @@ class Owner implements ServerOwner {
   onError(): Buffer | null {
     return null;
   }
-  onParameterStatus(name: string, value: string): void {
+  onParameterStatus(name: string, value: string): boolean {
     this.settings.push(`${name}=${value}`);
+    return true;
   }
   onCommand(): void {}
+  onSkipping(): void {}
   onServerIdle(): void {
     this.idle.push(this.received.length);
   }
@@ -89,7 +91,7 @@ function open(): { server: ServerConnection; owner: Owner; wire: FakeWire; close
   const owner = new Owner();
   const server = new ServerConnection({
     openWire: (_handler: WireHandler) => wire as unknown as Wire,
-    listener: { onServerClosed: (_server, reason) => closed.push(reason) },
+    listener: { onServerClosed: (_server, reason) => closed.push(reason), onSessionUser() {} },
     processId: 1,
     secretKey: Buffer.alloc(4),
     reported: new Map(),

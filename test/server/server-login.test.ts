@@ -40,6 +40,8 @@ function targetAt(port: number, change: Partial<ServerTarget> = {}): ServerTarge
     user: 'alice',
     password: new Secret(PASSWORD),
     setRole: null,
+    backendIdentity: null,
+    loginGroup: null,
     tls: { mode: 'disabled', caCertificate: null },
     startupParameters: {},
     connectTimeoutMs: 10_000,
@@ -219,7 +221,7 @@ function identityReply(sessionUser: string, currentUser: string): Buffer[] {
   return [
     encode.PARSE_COMPLETE,
     encode.BIND_COMPLETE,
-    encode.encodeDataRow([sessionUser, currentUser, currentUser, 'f', 'f', 'f', 'f', 't', null]),
+    encode.encodeDataRow([sessionUser, currentUser, currentUser, 'f', 'f', 'f', 'f', 't', null, 'f', 'f']),
     encode.encodeCommandComplete('SELECT 1'),
     encode.encodeReadyForQuery(TxStatus.Idle),
   ];
@@ -235,7 +237,7 @@ describe('identity', () => {
         await peer.readStartup();
         peer.sendLoggedIn({ parameters: { is_superuser: 'on' } });
         const request = await peer.answerIdentity('alice', role, [
-          { name: 'alice', superuser: true, createRole: true },
+          { name: 'alice', superuser: true, createRole: true, maySetRole: true },
           { name: role, canLogin: false, bypassRls: true, replication: true, validUntil: '1924992000' },
         ]);
         parses = request
@@ -248,7 +250,7 @@ describe('identity', () => {
       { setRole: role },
     );
     expect(parses[0]).toBe("SELECT pg_catalog.set_config('role', $1, false)");
-    expect(values).toEqual([role]);
+    expect(values).toEqual([role, undefined]);
     // Outside literals every function, table, type and operator is pg_catalog's.
     expect(
       parses[1]!.match(/::(?!pg_catalog\.)|FROM (?!pg_catalog\.)| = |(?<!pg_catalog\.)date_part/),
@@ -262,6 +264,8 @@ describe('identity', () => {
       createRole: true,
       canLogin: true,
       validUntilMs: null,
+      inLoginGroup: null,
+      maySetRole: true,
     });
     expect(opened.attributes.role).toEqual({
       name: role,
@@ -271,6 +275,8 @@ describe('identity', () => {
       createRole: false,
       canLogin: false,
       validUntilMs: 1_924_992_000_000,
+      inLoginGroup: null,
+      maySetRole: false,
     });
   });
 
@@ -288,9 +294,9 @@ describe('identity', () => {
   });
 
   test.each([
-    ['Infinity', null],
-    ['-Infinity', Number.NEGATIVE_INFINITY],
-    ['1500000000.5', 1_500_000_000_500],
+    ['1500000000', 1_500_000_000_000],
+    ['0', 0],
+    ['-86400', -86_400_000],
     [null, null],
   ])('VALID UNTIL %s is %s', async (validUntil, expected) => {
     const opened = await login(async (peer) => {
@@ -299,6 +305,56 @@ describe('identity', () => {
       await peer.answerIdentity('alice', 'alice', [{ name: 'alice', validUntil }]);
     });
     expect(opened.attributes.role.validUntilMs).toBe(expected);
+  });
+
+  test.each([
+    'Infinity',
+    '1e9',
+    '1500000000.5',
+    '',
+    'soon',
+  ])('VALID UNTIL %j, which the query never answers, ends the login', async (validUntil) => {
+    const error = await failure(async (peer) => {
+      await peer.readStartup();
+      peer.sendLoggedIn();
+      await peer.answerIdentity('alice', 'alice', [{ name: 'alice', validUntil }]);
+    });
+    expect(error.kind).toBe('identity');
+  });
+
+  test('the login group goes as a parameter, and membership counts only where it was asked about', async () => {
+    for (const loginGroup of ['jwt_users', null]) {
+      let values: (string | undefined)[] = [];
+      const opened = await login(
+        async (peer) => {
+          await peer.readStartup();
+          peer.sendLoggedIn();
+          const request = await peer.answerIdentity('alice', 'alice', [
+            { name: 'alice', inLoginGroup: true },
+          ]);
+          const bind = request.find(({ type }) => type === 'B')!;
+          values = decodeBindValues(bind.body, 0, bind.body.length).map((value) => value?.toString());
+        },
+        { loginGroup },
+      );
+      expect(values).toEqual([loginGroup ?? undefined]);
+      expect(opened.attributes.role.inLoginGroup).toBe(loginGroup === null ? null : true);
+    }
+  });
+
+  test('a role that logs in as itself gives up what ALTER ROLE … SET role took before it asks who is here', async () => {
+    let values: unknown[] = [];
+    await login(
+      async (peer) => {
+        await peer.readStartup();
+        peer.sendLoggedIn();
+        const request = await peer.answerIdentity('alice', 'alice', [{ name: 'alice' }]);
+        const bind = request.find(({ type }) => type === 'B')!;
+        values = decodeBindValues(bind.body, 0, bind.body.length).map(String);
+      },
+      { backendIdentity: 'login_password' },
+    );
+    expect(values).toEqual(['none']);
   });
 
   const MISMATCHES: [string, string | null, string, string, RoleRow[]][] = [
@@ -625,6 +681,82 @@ describe('TLS', () => {
     expect(opened.socket.isPaused()).toBe(true);
   });
 
+  test.each([
+    ['in clear text', encode.encodeAuthenticationCleartextPassword()],
+    ['md5', encode.encodeAuthenticationMD5Password(Buffer.from('salt'))],
+  ])('login_password sends nothing to a server that asks %s, inside TLS neither', async (_, ask) => {
+    let settle: (said: boolean) => void = () => {};
+    const said = new Promise<boolean>((resolve) => {
+      settle = resolve;
+    });
+    const error = await failure(
+      async (peer) => {
+        await peer.answerSslRequest('S');
+        await peer.startTls(rightName, { ALPNProtocols: ['postgresql'] });
+        await peer.readStartup();
+        peer.send(ask);
+        await peer.expect('p').then(
+          () => settle(true),
+          () => settle(false),
+        );
+      },
+      { backendIdentity: 'login_password', tls: { mode: 'prefer', caCertificate: null } },
+    );
+    expect(error).toMatchObject({ kind: 'refused', code: '28000', fromServer: false });
+    expect(await said).toBe(false);
+  });
+
+  describe('login_map', () => {
+    const own = makeCertificate({ name: 'pooler', issuer: authority });
+    const clientCertificate = { chain: own.cert, key: own.key };
+    const byMap = (tls: Partial<ServerTarget['tls']> = {}): Partial<ServerTarget> => ({
+      backendIdentity: 'login_map',
+      tls: { mode: 'prefer', caCertificate: null, clientCertificate, ...tls },
+    });
+
+    test('shows the certificate, and needs no password', async () => {
+      let shown = '';
+      await login(async (peer) => {
+        await peer.answerSslRequest('S');
+        const secured = await peer.startTls(rightName, {
+          ALPNProtocols: ['postgresql'],
+          requestCert: true,
+          rejectUnauthorized: false,
+        });
+        shown = secured.getPeerX509Certificate()?.subject ?? '';
+        await peer.acceptLogin();
+      }, byMap());
+      expect(shown).toBe('CN=pooler');
+    });
+
+    test.each([
+      ['clear text', encode.encodeAuthenticationCleartextPassword()],
+      ['md5', encode.encodeAuthenticationMD5Password(Buffer.from('salt'))],
+      ['SCRAM', encode.encodeAuthenticationSASL(['SCRAM-SHA-256'])],
+    ])('sends no password to a server that asks for one in %s, and says which line is missing', async (_, ask) => {
+      const error = await failure(async (peer) => {
+        await peer.answerSslRequest('S');
+        await peer.startTls(rightName, { ALPNProtocols: ['postgresql'] });
+        await peer.readStartup();
+        peer.send(ask);
+      }, byMap());
+      expect(error).toMatchObject({ kind: 'refused', code: '28000', fromServer: false });
+      expect(error.message).toContain('pg_hba.conf');
+    });
+
+    test('a server without TLS gets no startup packet, in prefer neither', async () => {
+      const error = await failure(async (peer) => peer.answerSslRequest('N'), byMap());
+      expect(error.kind).toBe('tls');
+    });
+
+    test.each([
+      ['TLS is disabled', { mode: 'disabled' as const }],
+      ['there is no certificate', { clientCertificate: null }],
+    ])('does not begin when %s', async (_, change) => {
+      expect((await failure(async () => {}, byMap(change))).kind).toBe('tls');
+    });
+  });
+
   const BAD: [ServerTarget['tls']['mode'], string, typeof rightName, string | null][] = [
     ['verify_full', 'a certificate for another name', wrongName, ca],
     ['verify_full', 'a certificate of another authority', rightName, otherAuthority.cert],
@@ -829,7 +961,7 @@ describe('hostile servers', () => {
   });
 
   test('endless rows in place of an identity end the login', async () => {
-    const row = encode.encodeDataRow(['alice', 'alice', 'alice', 'f', 'f', 'f', 'f', 't', null]);
+    const row = encode.encodeDataRow(['alice', 'alice', 'alice', 'f', 'f', 'f', 'f', 't', null, 'f', 'f']);
     const error = await failure(async (peer) => {
       await peer.readStartup();
       peer.sendLoggedIn();

@@ -77,6 +77,7 @@ test.each<[(string | null)[], string]>([
 
 test('settings that cannot change the meaning of a text do not split the prepared statements', () => {
   expect(set({ application_name: 'a' }).parseKey).toBe(set({}).parseKey);
+  expect(set({ 'request.jwt.claims': 'a', 'turnstile.x': 'b' }).parseKey).toBe(set({}).parseKey);
   expect(set({ search_path: 'a' }).parseKey).not.toBe(set({}).parseKey);
   expect(set({ search_path: 'a' }).parseKey).not.toBe(set({ search_path: 'b' }).parseKey);
 });

@@ -63,6 +63,7 @@ describe('ServerStatements', () => {
     expect([held.add(a!), held.add(b!), held.add(c!)]).toEqual([null, null, null]);
     expect(held.use(a!)).toBe(true);
     expect(held.add(d!)).toBe(b);
+    held.remove(b!);
     expect(held.use(b!)).toBe(false);
     expect(held.size).toBe(3);
   });
@@ -78,11 +79,15 @@ describe('ServerStatements', () => {
     const [a, b, c] = make(3);
     const held = new ServerStatements(1);
     held.add(a!);
+    held.complete(a!, true);
     expect(held.add(b!)).toBe(a);
-    held.restore(a!);
-    held.delete(b!);
+    held.remove(a!);
+    expect([held.use(a!), held.use(b!)]).toEqual([false, true]);
+    held.reject(a!);
+    held.reject(b!);
     expect([held.use(a!), held.use(b!), held.size]).toEqual([true, false, 1]);
     expect(held.add(c!)).toBe(a);
+    held.settle();
     held.clear();
     expect(held.size).toBe(0);
   });

@@ -24,6 +24,15 @@ export interface CertificateOptions {
   authority?: boolean;
   keyType?: 'ec' | 'rsa' | 'ed25519';
   hash?: SignatureHash;
+  /** Subject alternative names instead of `name`, each a GeneralName as `generalName` makes it. */
+  alternativeNames?: Buffer[];
+  /** Seconds from now to its end; default a day. */
+  lifetimeSeconds?: number;
+}
+
+/** A subject alternative name of any content, also one that no authority should sign. */
+export function generalName(kind: 'email' | 'dns' | 'uri', value: string): Buffer {
+  return der({ email: 0x81, dns: 0x82, uri: 0x86 }[kind], Buffer.from(value));
 }
 
 /** Valid from an hour ago for one day. */
@@ -38,10 +47,16 @@ export function makeCertificate(options: CertificateOptions): TestCertificate {
     integer(Buffer.concat([Buffer.from([0x01]), randomBytes(8)])),
     algorithm,
     commonName(options.issuer?.name ?? options.name),
-    sequence(utcTime(now - 3_600_000), utcTime(now + 86_400_000)),
+    sequence(utcTime(now - 3_600_000), utcTime(now + (options.lifetimeSeconds ?? 86_400) * 1_000)),
     commonName(options.name),
     createPublicKey(keys).export({ format: 'der', type: 'spki' }),
-    der(0xa3, sequence(basicConstraints(options.authority ?? false), alternativeName(options.name))),
+    der(
+      0xa3,
+      sequence(
+        basicConstraints(options.authority ?? false),
+        alternativeNames(options.alternativeNames ?? [nameEntry(options.name)]),
+      ),
+    ),
   );
   const signature = sign(signer.asymmetricKeyType === 'ed25519' ? null : hash, toBeSigned, signer);
   const certificate = sequence(toBeSigned, algorithm, bitString(signature));
@@ -113,12 +128,13 @@ function basicConstraints(authority: boolean): Buffer {
   return sequence(oid('551d13'), der(0x01, Buffer.from([0xff])), der(0x04, value));
 }
 
-function alternativeName(name: string): Buffer {
+function nameEntry(name: string): Buffer {
   const isAddress = /^\d+\.\d+\.\d+\.\d+$/.test(name);
-  const entry = isAddress
-    ? der(0x87, Buffer.from(name.split('.').map(Number)))
-    : der(0x82, Buffer.from(name));
-  return sequence(oid('551d11'), der(0x04, sequence(entry)));
+  return isAddress ? der(0x87, Buffer.from(name.split('.').map(Number))) : generalName('dns', name);
+}
+
+function alternativeNames(entries: Buffer[]): Buffer {
+  return sequence(oid('551d11'), der(0x04, sequence(...entries)));
 }
 
 function pem(certificate: Buffer): string {

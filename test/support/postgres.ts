@@ -113,7 +113,7 @@ export async function createDatabase(
 }
 
 export interface RoleOptions {
-  /** Absent: NOLOGIN. */
+  /** Absent: it has LOGIN and no password, so that it cannot log in with one. */
   password?: string;
   /** How PostgreSQL keeps the password. Default scram-sha-256. */
   passwordEncryption?: 'scram-sha-256' | 'md5';
@@ -131,7 +131,7 @@ export async function createRole(
   const name = uniqueName(prefix);
   const role = escapeIdentifier(name);
   const login =
-    options.password === undefined ? 'NOLOGIN' : `LOGIN PASSWORD ${escapeLiteral(options.password)}`;
+    options.password === undefined ? 'LOGIN' : `LOGIN PASSWORD ${escapeLiteral(options.password)}`;
   await asSuperuser([
     `SET password_encryption = ${escapeLiteral(options.passwordEncryption ?? 'scram-sha-256')}`,
     `CREATE ROLE ${role} ${login} ${options.attributes ?? ''}`,

@@ -74,6 +74,8 @@ export interface ConnectOptions {
   port: number;
   /** Default 127.0.0.1. */
   host?: string;
+  /** Address to come from, e.g. another one of 127.0.0.0/8. */
+  localAddress?: string;
 }
 
 export interface LoginOptions {
@@ -120,7 +122,13 @@ export class ScriptedClient {
 
   /** Opens a TCP connection and sends nothing. */
   static async connect(options: ConnectOptions): Promise<ScriptedClient> {
-    const socket = net.connect({ host: options.host ?? '127.0.0.1', port: options.port, noDelay: true });
+    const { port, host = '127.0.0.1', localAddress } = options;
+    const socket = net.connect({
+      host,
+      port,
+      noDelay: true,
+      ...(localAddress !== undefined && { localAddress }),
+    });
     await once(socket, 'connect');
     return new ScriptedClient(socket);
   }

@@ -41,8 +41,10 @@ export interface RoleRow {
   replication?: boolean;
   createRole?: boolean;
   canLogin?: boolean;
-  /** Seconds since the epoch as PostgreSQL prints them, e.g. 'Infinity'. */
+  /** Whole seconds since the epoch. */
   validUntil?: string | null;
+  inLoginGroup?: boolean;
+  maySetRole?: boolean;
 }
 
 /** One accepted connection. Every read rejects when the other side goes away first. */
@@ -263,6 +265,8 @@ function identityRow(sessionUser: string, currentUser: string, role: RoleRow): (
     flag(role.createRole),
     flag(role.canLogin ?? true),
     role.validUntil ?? null,
+    flag(role.inLoginGroup),
+    flag(role.maySetRole),
   ];
 }
 
