@@ -244,8 +244,22 @@ describe('pg_hba.conf, where it may be read', () => {
     `REVOKE ALL ON FUNCTION pg_hba_file_rules(), pg_ident_file_mappings() FROM ${SERVICE}`,
   ];
 
-  it('cannot be read without a grant, and that is said', async () => {
-    expect((await examine('login_map')).lines().join('\n')).toContain('pg_hba.conf cannot be read as');
+  it('cannot be read without a grant, and that is said, with SQL that can be pasted', async () => {
+    const text = (await examine('login_map')).lines().join('\n');
+    expect(text).toContain(`pg_hba.conf cannot be read as "${SERVICE}"`);
+    expect(text).toContain(grant.join('; '));
+  });
+
+  it('a role that a client can be is not to be granted a sight of it', async () => {
+    const alice = roleOf('alice', 'login_password');
+    const report = await examine('login_password', {
+      general: { jwt_server_password: newPassword() },
+      roles: [alice],
+    });
+    const text = report.lines().join('\n');
+    expect(text).toContain(`pg_hba.conf cannot be read as "${alice}"`);
+    expect(text).toContain('fix: to see it, as a superuser: SELECT * FROM pg_hba_file_rules');
+    expect(text).not.toContain('GRANT SELECT');
   });
 
   it('the printed lines are found; a missing reject line, trust and a missing map are wrong', async () => {

@@ -1,5 +1,6 @@
 /** Login rules, client certificates, the anonymous role and the console by token, as a user configures them. */
 import { createHash, X509Certificate } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { rsa } from '../test/auth/support.ts';
 import { makeCertificate, type TestCertificate } from '../test/support/certificates.ts';
@@ -277,6 +278,38 @@ describe('the console', () => {
       });
     }
     await until('the end', () => [...pooler.worker.view.sessions()].length === 0);
+    pooler.stop();
+  });
+
+  test('ends when the token that opened it is revoked', async () => {
+    const revoked = scratchFile('revoked-admin.json', '[]');
+    const pooler = await start({
+      admin_claim: 'pooler_admin',
+      login_rules: [{ database: 'admin', method: 'jwt' }],
+      revocation_file: revoked,
+    });
+    const token = mint(rsa, world.alice, { pooler_admin: true, jti: 'console-1' });
+    const client = await pooler.connect(admin(token));
+    const byPassword = await pooler.connect(admin(adminPassword, 'admin'));
+    const ended = new Promise<Error>((resolve) => client.on('error', resolve));
+    writeFileSync(revoked, JSON.stringify([{ jti: 'console-1' }]));
+    await expect(ended).resolves.toMatchObject({
+      code: '57P01',
+      message: 'terminating connection because the access token was revoked',
+    });
+    expect((await pooler.refusal(admin(token))).code).toBe('28P01');
+    expect((await byPassword.query('SHOW VERSION')).rows).toHaveLength(1);
+    await byPassword.end();
+    pooler.stop();
+  });
+
+  test('stays shut to an agent of an administrator', async () => {
+    const pooler = await start({
+      admin_claim: 'pooler_admin',
+      login_rules: [{ database: 'admin', method: 'jwt' }],
+    });
+    const claims = { pooler_admin: true, act: { sub: world.bob } };
+    expect((await pooler.refusal(admin(mint(rsa, world.alice, claims)))).code).toBe('42501');
     pooler.stop();
   });
 

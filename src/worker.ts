@@ -5,6 +5,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { AdminSession } from './admin/admin-session.ts';
 import type { AdminView } from './admin/snapshot.ts';
+import type { TokenFacts } from './auth/identity.ts';
 import type { SkippedJwk } from './auth/jwks-document.ts';
 import { ScramKeys } from './auth/scram-keys.ts';
 import { TokenAuthority, type TokenListeners } from './auth/token-authority.ts';
@@ -16,6 +17,7 @@ import type { LoginResult, LoginTarget } from './client/login-contract.ts';
 import { deriveLoginKeys } from './client/login-rules.ts';
 import { internalFault } from './client/refusals.ts';
 import { encodeWelcome, openSession } from './client/session-opener.ts';
+import { tokenForLog } from './client/session-token.ts';
 import { SessionWatch } from './client/session-watch.ts';
 import { TokenRenewal } from './client/token-renewal.ts';
 import type { Config } from './config/config.ts';
@@ -73,7 +75,11 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
   readonly #sessions = new Map<number, ClientSession>();
   readonly #opening = new Set<OpeningClient>();
   /** Each console with the end of the token that opened it, milliseconds since the epoch; Infinity without one. */
-  readonly #consoles = new Map<AdminSession, number>();
+  /** Each with the token that opened it and the monotonic time at which that expires. */
+  readonly #consoles = new Map<
+    AdminSession,
+    { readonly untilMs: number; readonly token: TokenFacts | null }
+  >();
   #listener: Listener | null = null;
   /** Null when nobody is asked for a token. */
   #authority: TokenAuthority | null = null;
@@ -263,15 +269,7 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
         method: identity.method,
         peer: login.wire.remoteAddress,
         tls: login.tlsInUse,
-        ...(token === null
-          ? {}
-          : {
-              iss: token.issuer,
-              sub: token.subject,
-              jti: token.tokenId,
-              kid: token.keyId,
-              exp: token.expiresAtMs,
-            }),
+        ...(token === null ? {} : tokenForLog(token)),
       },
       'client logged in',
     );
@@ -287,7 +285,10 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
         this.#whenEmpty();
       },
     });
-    this.#consoles.set(console, login.adminUntilMs ?? Number.POSITIVE_INFINITY);
+    const { adminUntilMs, adminToken: token } = login;
+    const untilMs =
+      adminUntilMs === null ? Number.POSITIVE_INFINITY : this.clock.precise() + (adminUntilMs - Date.now());
+    this.#consoles.set(console, { untilMs, token });
     console.start();
   }
 
@@ -380,7 +381,11 @@ class PoolerWorker implements Worker, LoginTarget, AdminView {
       this.pools.tick(nowMs);
       this.#watch.tick(nowMs);
       for (const session of this.#sessions.values()) session.tick(nowMs);
-      for (const [console, untilMs] of [...this.#consoles]) if (Date.now() >= untilMs) console.expire();
+      for (const [console, { untilMs, token }] of [...this.#consoles]) {
+        const withdrawn = token === null ? null : this.#watch.withdrawn(token);
+        if (withdrawn !== null) console.withdraw(withdrawn);
+        else if (nowMs >= untilMs) console.expire();
+      }
     } catch (error) {
       // A fault of ours in one deadline must not end the process, and with it every session.
       this.#log.error({ err: error }, 'tick failed');

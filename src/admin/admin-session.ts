@@ -109,6 +109,11 @@ export class AdminSession implements WireHandler {
     this.#terminate('terminating connection because the access token expired');
   }
 
+  /** The token that opened the console was taken back; the error says how. */
+  withdraw(error: PgError): void {
+    this.#fail(error);
+  }
+
   #terminate(message: string): void {
     this.#fail(new PgError({ code: SqlState.AdminShutdown, message, severity: 'FATAL' }));
   }

@@ -16,6 +16,16 @@ export function claimAt(claims: Claims, path: string): unknown {
   return value;
 }
 
+/** True when something on the way to the claim is there and is no object, so that the claim cannot be. */
+export function isBlocked(claims: Claims, path: string): boolean {
+  if (path.includes('://')) return false;
+  const names = path.split('.');
+  return names.some((_name, count) => {
+    const value = count === 0 ? claims : claimAt(claims, names.slice(0, count).join('.'));
+    return value !== undefined && !isRecord(value);
+  });
+}
+
 /** The claim of this name, never one of the prototype. */
 export function ownClaim(claims: Claims, name: string): unknown {
   return Object.hasOwn(claims, name) ? claims[name] : undefined;

@@ -10,6 +10,7 @@ const SHOWN_CHARS_MAX = 64;
  * `charsMax` characters (default 64) with an ellipsis. No line break, escape sequence or direction mark survives.
  */
 export function harmlessText(text: string, charsMax: number = SHOWN_CHARS_MAX): string {
+  if (text.length <= charsMax && /^[ -~]*$/.test(text)) return text;
   const shown = text.length > charsMax ? `${text.slice(0, charsMax)}…` : text;
   return shown.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (character) => {
     return `\\u{${character.codePointAt(0)!.toString(16)}}`;

@@ -58,6 +58,12 @@ export class JwksFileSource implements KeySource {
     return pickKey(this.#set!, header, this.#allowMissingKid);
   }
 
+  keyAtHand(header: TokenHeader): VerificationKey | null {
+    return this.#set !== null && this.#file.isYoung
+      ? pickKey(this.#set, header, this.#allowMissingKid)
+      : null;
+  }
+
   holds(keyId: string | null, fingerprint: string | null): boolean {
     return this.#set === null || holdsKey(this.#set, keyId, fingerprint);
   }

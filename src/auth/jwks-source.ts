@@ -24,6 +24,11 @@ import { TokenRejected } from './token-rejected.ts';
 export const JWKS_STALE_MAX_MS = 3_600_000;
 /** Requests for the sake of a kid that the set lacks are at least this far apart. */
 export const JWKS_UNKNOWN_KID_INTERVAL_MS = 30_000;
+/**
+ * Tokens of unknown kids that wait for a request. Anybody can make them, and a slow issuer lets them pile up: they must
+ * not take the places of those whose key is at hand.
+ */
+export const JWKS_UNKNOWN_KID_WAITING_MAX = 256;
 export const JWKS_BACKOFF_MIN_MS = 1_000;
 export const JWKS_BACKOFF_MAX_MS = 60_000;
 /** The share of its time to live, give or take, after which a set is refreshed behind the logins' back. */
@@ -91,6 +96,7 @@ export class JwksSource implements KeySource {
   #lastFault: string | null = null;
   #skipped = '[]';
   #unknownKidAtMs = Number.NEGATIVE_INFINITY;
+  #unknownKidsWaiting = 0;
   #request: Promise<void> | null = null;
   #aborter: AbortController | null = null;
   #stopped = false;
@@ -121,8 +127,19 @@ export class JwksSource implements KeySource {
   async keyFor(header: TokenHeader): Promise<VerificationKey> {
     if (header.kid === null && !this.#allowMissingKid) throw new TokenRejected('unknown_kid');
     let set = await this.#usableSet();
-    if (header.kid !== null && !set.keys.has(header.kid)) set = await this.#setForUnknownKid(set, header.kid);
+    if (header.kid !== null && !set.keys.has(header.kid)) {
+      set = await this.#waitForKid(set, header.kid);
+    }
     return pickKey(set, header, this.#allowMissingKid);
+  }
+
+  keyAtHand(header: TokenHeader): VerificationKey | null {
+    const set = this.#set;
+    if (set === null || header.kid === null || !set.keys.has(header.kid)) return null;
+    const age = this.#clock() - this.#loadedAtMs;
+    return age < Math.min(this.#refreshAfterMs, this.#ttlMs)
+      ? pickKey(set, header, this.#allowMissingKid)
+      : null;
   }
 
   holds(keyId: string | null, fingerprint: string | null): boolean {
@@ -154,6 +171,18 @@ export class JwksSource implements KeySource {
       throw new TokenRejected('keys_unavailable', 'keys_unavailable');
     }
     return set;
+  }
+
+  async #waitForKid(set: JwksDocument, kid: string): Promise<JwksDocument> {
+    if (this.#unknownKidsWaiting >= JWKS_UNKNOWN_KID_WAITING_MAX) {
+      throw new TokenRejected('overloaded', 'overloaded');
+    }
+    this.#unknownKidsWaiting++;
+    try {
+      return await this.#setForUnknownKid(set, kid);
+    } finally {
+      this.#unknownKidsWaiting--;
+    }
   }
 
   /** The set again, fetched anew if that may be: the issuer can have changed its keys since. */

@@ -19,6 +19,11 @@ export interface KeySource {
   /** The key for a token with this header. Rejects with `TokenRejected`, which tells a bad token from absent keys. */
   keyFor(header: TokenHeader): Promise<VerificationKey>;
   /**
+   * The same at once, or null when something has to be waited for: a look at a file, a request. Throws what `keyFor`
+   * rejects with.
+   */
+  keyAtHand(header: TokenHeader): VerificationKey | null;
+  /**
    * False when the source knows that it has no such key any more. A fingerprint of null asks for the kid alone. A
    * source that has not been able to look says true: an outage withdraws nothing.
    */

@@ -55,6 +55,10 @@ export class PemKeySource implements KeySource {
     return this.#key!;
   }
 
+  keyAtHand(): VerificationKey | null {
+    return this.#file.isYoung ? this.#key : null;
+  }
+
   holds(_keyId: string | null, fingerprint: string | null): boolean {
     return fingerprint === null || this.#key?.fingerprint === fingerprint;
   }

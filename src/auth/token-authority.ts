@@ -91,6 +91,11 @@ export class TokenAuthority {
     return this.#verifier.verify(token, nowMs, mayCheck);
   }
 
+  /** What `verify` would say, where it has nothing to wait for; else null. Throws `TokenRejected`. */
+  recall(token: string, nowMs: number): VerifiedToken | null {
+    return this.#verifier.recall(token, nowMs);
+  }
+
   /** True when the token's signature is remembered: to verify it again costs next to nothing. */
   isVerified(token: string, nowMs: number): boolean {
     return this.#verifier.isVerified(token, nowMs);

@@ -2,7 +2,7 @@
  * What the claims of a token whose signature is good say here: judged once per token (`readClaims`) but for the clock,
  * which is asked at every use (`judgeClock`). Pure. Whether the role may enter a database is token-identity.ts's.
  */
-import { type Claims, claimAt, ownClaim, textClaim } from './claim-path.ts';
+import { type Claims, claimAt, isBlocked, ownClaim, textClaim } from './claim-path.ts';
 import { roleFromClaims, roleFromValue } from './role-from-claims.ts';
 import { isRecord, isTokenType, type TokenHeader } from './token-form.ts';
 import { TokenRejected, type TokenRejection } from './token-rejected.ts';
@@ -66,14 +66,15 @@ export function judgeClock(claims: Claims, rules: TokenRules, nowMs: number): To
   if (typeof exp !== 'number') throw new TokenRejected('bad_exp');
   // `1e999` is valid JSON and reads as Infinity: a token for ever.
   if (!(Math.abs(exp) <= DATE_SECONDS_MAX)) throw new TokenRejected('exp_out_of_range');
-  if (exp * 1_000 <= nowMs - leewayMs) throw new TokenRejected('expired');
+  const expiresAtMs = Math.floor(exp * 1_000);
+  if (expiresAtMs <= nowMs - leewayMs) throw new TokenRejected('expired');
   judgeStart(ownClaim(claims, 'nbf'), nowMs + leewayMs, 'bad_nbf', 'not_yet_valid');
   const iat = judgeStart(ownClaim(claims, 'iat'), nowMs + leewayMs, 'bad_iat', 'iat_in_future');
   const issuedAtMs = iat === null ? null : Math.floor(iat * 1_000);
   if (exp * 1_000 - (issuedAtMs ?? nowMs) > rules.maxLifetimeSeconds * 1_000) {
     throw new TokenRejected('lifetime_too_long');
   }
-  return { expiresAtMs: Math.floor(exp * 1_000), issuedAtMs };
+  return { expiresAtMs, issuedAtMs };
 }
 
 function judgeStart(
@@ -130,10 +131,16 @@ function readDelegation(
   return { role, delegation: { actor, subjectRole: own.role } };
 }
 
+/** A claim that can only take away: where the way to it is blocked, nobody knows what it would have taken. */
+function narrowingClaim(claims: Claims, path: string, unfit: TokenRejection): unknown {
+  if (isBlocked(claims, path)) throw new TokenRejected(unfit);
+  return claimAt(claims, path);
+}
+
 function readDatabases(claims: Claims, rules: TokenRules): string[][] {
   const lists: string[][] = [];
   for (const path of rules.databaseClaims) {
-    const value = claimAt(claims, path);
+    const value = narrowingClaim(claims, path, 'bad_database_claim');
     if (value === undefined) continue;
     const list: unknown[] = Array.isArray(value) ? value : [value];
     if (list.length === 0 || !isTextList(list)) throw new TokenRejected('bad_database_claim');
@@ -143,7 +150,7 @@ function readDatabases(claims: Claims, rules: TokenRules): string[][] {
 }
 
 function readAccess(claims: Claims, rules: TokenRules): Access | null {
-  const value = claimAt(claims, rules.accessClaim);
+  const value = narrowingClaim(claims, rules.accessClaim, 'bad_access_claim');
   if (value === undefined) return null;
   if (value !== 'ro' && value !== 'rw') throw new TokenRejected('bad_access_claim');
   return value;
@@ -153,7 +160,7 @@ function readAccess(claims: Claims, rules: TokenRules): Access | null {
 const PERMISSION_ACCESS: Readonly<Record<string, Access>> = { ro: 'ro', roa: 'ro', rw: 'rw', rwa: 'rw' };
 
 function readPermissions(claims: Claims, rules: TokenRules): ReadonlyMap<string, Access> | null {
-  const value = claimAt(claims, rules.permissionsClaim);
+  const value = narrowingClaim(claims, rules.permissionsClaim, 'bad_permissions_claim');
   if (value === undefined) return null;
   if (!isRecord(value)) throw new TokenRejected('bad_permissions_claim');
   const byDatabase = new Map<string, Access>();

@@ -3,6 +3,7 @@
  * without duplicate members, and a header that asks for nothing odd (RFC 7515 sections 3 and 4, RFC 8725). Pure
  * and synchronous; whether the token is true is not known here.
  */
+import { isUtf8 } from 'node:buffer';
 import { TokenRejected } from './token-rejected.ts';
 
 /** A token of this many bytes is read, one byte more is not. */
@@ -115,12 +116,8 @@ function decodeJsonObject(
   bytes: Buffer,
   depthMax: number,
 ): { value: Readonly<Record<string, unknown>>; text: string } {
-  let text: string;
-  try {
-    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-  } catch {
-    throw new TokenRejected('malformed');
-  }
+  if (!isUtf8(bytes)) throw new TokenRejected('malformed');
+  const text = bytes.toString('utf8');
   // The scan goes first: it does not recurse, and it bounds what the parser and everyone after it will meet.
   const duplicate = scanMembers(text, depthMax);
   let value: unknown;

@@ -8,7 +8,7 @@ import { compileNames } from '../config/name-pattern.ts';
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import { harmlessText } from './harmless-text.ts';
 import type { Identity } from './identity.ts';
-import { checkRoleName, roleRefused } from './role-policy.ts';
+import { checkRoleName, type RoleRefusal, roleRefused } from './role-policy.ts';
 import { type Access, namesAudience } from './token-claims.ts';
 import { TokenRejected, type TokenRejection } from './token-rejected.ts';
 import type { VerifiedToken } from './token-verifier.ts';
@@ -100,16 +100,8 @@ function issuerAudiences(config: Config, source: string | null): readonly string
 function admit(role: string, options: TokenIdentityOptions): UserConfig | 'denied' | null {
   const { verified, config, database } = options;
   const { turnstile, jwt } = config;
-  const refusal = checkRoleName(role, { ...turnstile, adminUser: config.admin.user });
+  const refusal = findRoleRefusal(role, verified.facts.source, config);
   if (refusal !== null) throw roleRefused(role, refusal);
-  const { source } = verified.facts;
-  const issuer = config.issuers.find((row) => row.issuer === source);
-  if (issuer !== undefined && issuer.allowedRoles.length > 0 && !compileNames(issuer.allowedRoles)(role)) {
-    throw roleRefused(role, 'role_not_allowed');
-  }
-  if (config.turnstileUsers.some((row) => row.name === role && row.disabled)) {
-    throw roleRefused(role, 'role_disabled');
-  }
   // A rule on names must hold for who the token says it is, not for what the client calls itself.
   if (turnstile.userMatch === 'exact' && jwt.userSuffix !== null && !role.endsWith(jwt.userSuffix)) {
     throw roleRefused(role, 'role_suffix');
@@ -121,6 +113,19 @@ function admit(role: string, options: TokenIdentityOptions): UserConfig | 'denie
   // The subject's own database list counts as well.
   if (user === undefined && role !== verified.role) throw databaseDenied(database, 'database_denied');
   return user ?? 'denied';
+}
+
+/** Why no token of this issuer (`TokenFacts.source`) makes this role, wherever it would go; null when it may. */
+export function findRoleRefusal(role: string, source: string | null, config: Config): RoleRefusal | null {
+  const { rolePattern, reservedRoles } = config.turnstile;
+  const refusal = checkRoleName(role, { rolePattern, reservedRoles, adminUser: config.admin.user });
+  if (refusal !== null) return refusal;
+  const issuer = config.issuers.find((row) => row.issuer === source);
+  if (issuer !== undefined && issuer.allowedRoles.length > 0 && !compileNames(issuer.allowedRoles)(role)) {
+    return 'role_not_allowed';
+  }
+  const isDisabled = config.turnstileUsers.some((row) => row.name === role && row.disabled);
+  return isDisabled ? 'role_disabled' : null;
 }
 
 /** What the token and its issuer say of the database; throws `PgError` 42501. Null: nothing about access. */

@@ -3,7 +3,7 @@
  * signature by jose, the claims. Owns the bound on verifications at one time and the memory of good signatures. It does
  * not know whether the role exists or may log in. No error leaves here but `TokenRejected`: jose's carry the claims.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { compactVerify, errors } from 'jose';
 import { Fifo } from '../base/fifo.ts';
 import { Lru } from '../base/lru.ts';
@@ -126,6 +126,24 @@ export class TokenVerifier {
   }
 
   /**
+   * The token of a remembered signature whose key is at hand, judged as by `verify`; null when that has to wait for
+   * something. Throws `TokenRejected`.
+   */
+  recall(token: string, nowMs: number): VerifiedToken | null {
+    const known = this.#known.get(digestOf(token));
+    if (known === undefined || !isFresh(known, nowMs)) return null;
+    const { entry, header, verified, fingerprint } = known;
+    try {
+      if (entry.keys.keyAtHand(header)?.fingerprint !== fingerprint) return null;
+      judgeClock(verified.claims, entry.rules, nowMs);
+      this.#judge?.(verified, entry.rules, nowMs);
+      return verified;
+    } catch (error) {
+      throw describe(error, header, entry, verified.claims);
+    }
+  }
+
+  /**
    * Verifies a token as of `nowMs` (milliseconds since the epoch). `mayCheck` is asked just before a signature is
    * checked, never for one that is remembered; false refuses the token as `overloaded`. Rejects with `TokenRejected`
    * and nothing else.
@@ -165,9 +183,7 @@ export class TokenVerifier {
     try {
       return await step();
     } catch (error) {
-      const rejection = error instanceof TokenRejected ? error : new TokenRejected('verifier_failed');
-      const iss = ownClaim(claims, 'iss');
-      throw rejection.describe(header).describeIssuer(iss, entry !== null && entry.rules.issuer === iss);
+      throw describe(error, header, entry, claims);
     }
   }
 
@@ -257,7 +273,19 @@ const ALWAYS = (): boolean => true;
 
 /** The digest stands for the token, which is a secret and is not kept. The same bytes have the same form. */
 function digestOf(token: string): string {
-  return token.length <= TOKEN_BYTES_MAX ? createHash('sha256').update(token).digest('base64') : '';
+  return token.length <= TOKEN_BYTES_MAX ? hash('sha256', token, 'base64') : '';
+}
+
+/** Says which token it was about; anything but a rejection is a fault of the check. */
+function describe(
+  error: unknown,
+  header: TokenHeader,
+  entry: TokenEntry | null,
+  claims: Readonly<Record<string, unknown>>,
+): TokenRejected {
+  const rejection = error instanceof TokenRejected ? error : new TokenRejected('verifier_failed');
+  const iss = ownClaim(claims, 'iss');
+  return rejection.describe(header).describeIssuer(iss, entry !== null && entry.rules.issuer === iss);
 }
 
 function isFresh(known: KnownToken, nowMs: number): boolean {

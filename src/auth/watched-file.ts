@@ -49,6 +49,11 @@ export class WatchedFile {
     this.#lookedAtMs = this.#clock();
   }
 
+  /** True when `look` would do nothing. */
+  get isYoung(): boolean {
+    return this.#looking === null && this.#clock() - this.#lookedAtMs < FILE_POLL_INTERVAL_MS;
+  }
+
   /** Looks again if the last look is `FILE_POLL_INTERVAL_MS` old. Never rejects. */
   look(): Promise<void> {
     if (this.#looking !== null) return this.#looking;

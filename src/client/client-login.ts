@@ -305,12 +305,18 @@ export class ClientLogin implements WireHandler, ProofHost {
 
   wait<T>(outcome: Promise<T>, step: (value: T) => void, onError?: (error: PgError) => void): void {
     this.#move('verifying');
-    const refuse = (error: unknown): void =>
+    const { remoteAddress } = this.#wire;
+    const refuse = (error: unknown): void => {
+      // Who leaves before the verdict has cost as much as one who waits for it, and guesses no less.
+      if (this.#state === 'over' && error instanceof TokenRejected && error.kind === 'invalid') {
+        this.#host.budget.onFailure(remoteAddress);
+      }
       this.#guard(() => {
         const refusal = this.#toPgError(error);
         if (onError === undefined) throw refusal;
         onError(refusal);
       });
+    };
     outcome.then((value) => {
       if (this.#state === 'over') return;
       try {
@@ -348,7 +354,15 @@ export class ClientLogin implements WireHandler, ProofHost {
     const adminUser = identity === null ? (proven.adminUser ?? startup.user) : null;
     this.#finish();
     try {
-      target.onLogin({ wire, startup, identity, adminUser, adminUntilMs, tlsInUse: wire.encrypted });
+      target.onLogin({
+        wire,
+        startup,
+        identity,
+        adminUser,
+        adminUntilMs,
+        adminToken: proven.adminToken ?? null,
+        tlsInUse: wire.encrypted,
+      });
     } catch (error) {
       // A fault of ours, past the login: nobody else would tell the client.
       log.error({ ...this.#who(), err: error }, 'login_hand_over_failed');
@@ -420,7 +434,7 @@ export class ClientLogin implements WireHandler, ProofHost {
   }
 
   #move(to: LoginState): void {
-    assert(NEXT[this.#state].includes(to), `a login cannot go from ${this.#state} to ${to}`);
+    if (!NEXT[this.#state].includes(to)) assert(false, `a login cannot go from ${this.#state} to ${to}`);
     this.#state = to;
   }
 }

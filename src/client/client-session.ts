@@ -81,6 +81,8 @@ export class ClientSession implements RelayHost {
   #ended = false;
   #draining = false;
   #cancelledForTimeout = false;
+  /** Its settings are being read back. */
+  #reading = false;
 
   constructor(options: SessionOptions) {
     const { pool, general, services } = options;
@@ -141,6 +143,20 @@ export class ClientSession implements RelayHost {
 
   get contended(): boolean {
     return !this.#sessionMode && this.relay.effects.pins === null && this.pool.waitingCount > 0;
+  }
+
+  /** The pool's at this moment: a role that PostgreSQL did not know may be there by now. */
+  get guardedRole(): string | null {
+    return this.pool.guardedRole;
+  }
+
+  /** True when what is to be done where nothing is pending must not be put off by the client's next request. */
+  mustRest(server: ServerConnection): boolean {
+    if (this.#draining || this.#token.endAtRest() !== null) return true;
+    if (this.#sessionMode) return false;
+    const { dirtySettings, pins } = this.relay.effects;
+    if (this.#reading || dirtySettings !== null) return true;
+    return pins === null && this.pool.wantsBack(server);
   }
 
   /**
@@ -233,6 +249,7 @@ export class ClientSession implements RelayHost {
     let parameters = relay.parameters;
     const batch = ownBatch(
       (error) => {
+        this.#reading = false;
         if (server.state === ServerState.Closed) return;
         if (error !== null) return server.close('settings could not be read');
         relay.parameters = parameters;
@@ -243,6 +260,7 @@ export class ClientSession implements RelayHost {
         parameters = this.#options.services.parameterSets.with(parameters, name, value ?? null);
       },
     );
+    this.#reading = true;
     sendReadParameters(server, [...names], doubt, batch);
     server.flush();
   }
@@ -402,7 +420,8 @@ export class ClientSession implements RelayHost {
     }
     server.cleanDeadlineMs =
       this.#options.services.clock.precise() + this.pool.options.settings.rollbackTimeoutMs;
-    const running = server.pending.length > 0;
+    // A cancel would meet what is ours: the role's assertion behind the last request, or settings on their way.
+    const running = server.pending.hasOwner(this.relay);
     if (server.copyIn) {
       server.send(CLIENT_LEFT);
       server.expect(PendingKind.CopyEnd, PendingAction.Forward, null, null);

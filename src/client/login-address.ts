@@ -10,6 +10,8 @@ const MAPPED_PREFIX_BITS = 96;
 
 /** The address without zone, IPv4 where it is IPv4; '' for a Unix socket. */
 export function foldAddress(address: string): string {
+  // Every address of IPv6 has a colon, and no other has.
+  if (!address.includes(':')) return address;
   const bare = address.split('%', 1)[0] as string;
   return MAPPED.exec(bare)?.[1] ?? bare;
 }
@@ -20,7 +22,7 @@ export function foldAddress(address: string): string {
  */
 export function addressGroup(remoteAddress: string): string {
   const address = foldAddress(remoteAddress);
-  if (!isIPv6(address)) return address;
+  if (!address.includes(':') || !isIPv6(address)) return address;
   const [head = '', tail] = address.toLowerCase().split('::', 2);
   const left = head === '' ? [] : head.split(':');
   const right = tail === undefined || tail === '' ? [] : tail.split(':');
@@ -61,9 +63,21 @@ function readEntry(entry: string): { family: 'ipv4' | 'ipv6'; address: string; b
   if (isIP(address) === 0 || address.includes('%') || more !== undefined || bits < 0 || bits > bitsMax) {
     throw new RangeError(`"${entry}" is neither an address nor a range such as 10.0.0.0/8`);
   }
-  const mapped = MAPPED.exec(address)?.[1];
-  if (mapped === undefined || bits < MAPPED_PREFIX_BITS) return { family, address, bits };
+  const mapped = mappedAddress(address);
+  if (mapped === null || bits < MAPPED_PREFIX_BITS) return { family, address, bits };
   return { family: 'ipv4', address: mapped, bits: bits - MAPPED_PREFIX_BITS };
+}
+
+/** The IPv4 address in an IPv6 one, in whichever of its spellings; null when there is none. */
+function mappedAddress(address: string): string | null {
+  if (!isIPv6(address)) return null;
+  const groups = /^\[::ffff:([0-9a-f]+):([0-9a-f]+)\]$/.exec(new URL(`http://[${address}]/`).hostname);
+  if (groups === null) return null;
+  const bytes = groups.slice(1).flatMap((group) => {
+    const value = Number.parseInt(group, 16);
+    return [value >> 8, value & 0xff];
+  });
+  return bytes.join('.');
 }
 
 function familyOf(address: string): 'ipv4' | 'ipv6' {

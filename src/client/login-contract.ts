@@ -2,7 +2,7 @@
  * What a login is given and what it gives: the context that all logins share, and the interfaces of those behind
  * it, which the composition root implements. Types only.
  */
-import type { Identity } from '../auth/identity.ts';
+import type { Identity, TokenFacts } from '../auth/identity.ts';
 import type { ScramKeys } from '../auth/scram-keys.ts';
 import type { VerifiedToken } from '../auth/token-verifier.ts';
 import type { Config } from '../config/config.ts';
@@ -21,6 +21,8 @@ export interface LoginResult {
   readonly adminUser: string | null;
   /** When the token that opened the console expires, milliseconds since the epoch; null without one. */
   readonly adminUntilMs: number | null;
+  /** The token that opened the console; null without one. */
+  readonly adminToken: TokenFacts | null;
   readonly tlsInUse: boolean;
 }
 
@@ -41,6 +43,8 @@ export interface TokenCheck {
    * just before a signature is checked; false refuses the token as `overloaded`.
    */
   verify(token: string, nowMs: number, mayCheck?: () => boolean): Promise<VerifiedToken>;
+  /** What `verify` would say of a token whose signature was good a moment ago; null when that has to be waited for. */
+  recall(token: string, nowMs: number): VerifiedToken | null;
   /** True for a token whose signature was good a moment ago, so that `verify` costs no arithmetic. */
   isVerified(token: string, nowMs: number): boolean;
 }

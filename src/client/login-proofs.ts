@@ -4,7 +4,7 @@
  * Tokens are login-tokens.ts.
  */
 import { randomBytes } from 'node:crypto';
-import type { Identity } from '../auth/identity.ts';
+import type { Identity, TokenFacts } from '../auth/identity.ts';
 import { MD5_SALT_BYTES, verifyMd5, verifyPlain } from '../auth/password.ts';
 import { SCRAM_MESSAGE_BYTES_MAX } from '../auth/scram-message.ts';
 import { SCRAM_SHA_256, ScramServer } from '../auth/scram-server.ts';
@@ -41,6 +41,8 @@ export interface Proven {
   readonly identity: Identity | null;
   /** As `LoginResult` has it; null without a token. */
   readonly adminUntilMs: number | null;
+  /** The token that opened the console. */
+  readonly adminToken?: TokenFacts;
   /** The console's user, where it is not the startup packet's. */
   readonly adminUser?: string;
 }

@@ -10,13 +10,15 @@ import { fatal } from './login-errors.ts';
 
 const LENGTH_BYTES = 4;
 const CAPACITY_BYTES = 256;
+const NO_BYTES: Buffer = Buffer.alloc(0);
 
 /** PostgreSQL's words for what it waits for (auth.c, auth-sasl.c). */
 export type ResponseName = 'password' | 'SASL';
 
 /** Invariant: never holds a byte beyond the message it waits for. */
 export class LoginReader {
-  #bytes: Buffer = Buffer.allocUnsafeSlow(CAPACITY_BYTES);
+  /** Made for a message that comes in pieces. */
+  #bytes: Buffer = NO_BYTES;
   #length = 0;
   /** Bytes up to which the message is known: its header first, then its whole. */
   #needed: number = LENGTH_BYTES;
@@ -41,13 +43,21 @@ export class LoginReader {
   /** Takes what belongs to the message and returns the offset behind it. Throws FATAL 08P01. */
   push(buffer: Buffer, start: number, end: number): number {
     let at = start;
+    // Most messages come whole, so that their size is known before a byte is copied.
+    if (this.#length === 0 && this.#needed === this.#headerBytes && end - at >= this.#headerBytes) {
+      this.#needed = this.#readHeader(buffer, at);
+      const count = Math.min(end - at, this.#needed);
+      this.#bytes = Buffer.allocUnsafe(count);
+      this.#length = buffer.copy(this.#bytes, 0, at, at + count);
+      at += count;
+    }
     while (at < end && this.#length < this.#needed) {
       const count = Math.min(end - at, this.#needed - this.#length);
       this.#reserve(this.#length + count);
       buffer.copy(this.#bytes, this.#length, at, at + count);
       this.#length += count;
       at += count;
-      if (this.#length === this.#headerBytes) this.#needed = this.#readHeader();
+      if (this.#length === this.#headerBytes) this.#needed = this.#readHeader(this.#bytes, 0);
     }
     return at;
   }
@@ -56,7 +66,7 @@ export class LoginReader {
   tryTake(): Buffer | null {
     if (this.#length < this.#needed) return null;
     const message = this.#bytes.subarray(0, this.#length);
-    this.#bytes = Buffer.allocUnsafeSlow(CAPACITY_BYTES);
+    this.#bytes = NO_BYTES;
     this.#length = 0;
     this.#needed = this.#headerBytes;
     return message;
@@ -70,13 +80,13 @@ export class LoginReader {
   }
 
   /** Bytes of the whole message. */
-  #readHeader(): number {
-    const declared = this.#bytes.readInt32BE(this.#headerBytes - LENGTH_BYTES);
+  #readHeader(bytes: Buffer, at: number): number {
+    const declared = bytes.readInt32BE(at + this.#headerBytes - LENGTH_BYTES);
     if (this.#headerBytes === LENGTH_BYTES) {
       checkStartupPacketLength(declared);
       return declared;
     }
-    const type = this.#bytes[0] as number;
+    const type = bytes[at] as number;
     if (type !== FrontendMessage.PasswordMessage) {
       throw fatal(
         SqlState.ProtocolViolation,
@@ -96,7 +106,8 @@ export class LoginReader {
 
   #reserve(byteCount: number): void {
     if (byteCount <= this.#bytes.length) return;
-    const grown = Buffer.allocUnsafeSlow(Math.min(this.#needed, Math.max(byteCount, this.#bytes.length * 2)));
+    const wanted = Math.max(byteCount, this.#bytes.length * 2, CAPACITY_BYTES);
+    const grown = Buffer.allocUnsafeSlow(Math.max(byteCount, Math.min(this.#needed, wanted)));
     this.#bytes.copy(grown, 0, 0, this.#length);
     this.#bytes = grown;
   }

@@ -17,7 +17,13 @@ import {
 } from '../auth/oauth-bearer.ts';
 import { verifyPlain } from '../auth/password.ts';
 import { decodeTokenForm, isTokenShaped } from '../auth/token-form.ts';
-import { accessOf, identityFromToken, judgeAudience, judgeCertificate } from '../auth/token-identity.ts';
+import {
+  accessOf,
+  findRoleRefusal,
+  identityFromToken,
+  judgeAudience,
+  judgeCertificate,
+} from '../auth/token-identity.ts';
 import { TokenRejected } from '../auth/token-rejected.ts';
 import type { VerifiedToken } from '../auth/token-verifier.ts';
 import type { Config } from '../config/config.ts';
@@ -42,10 +48,16 @@ import {
 } from './login-proofs.ts';
 import type { PasswordPlan } from './login-rules.ts';
 
+const ASK_IN_CLEAR: Buffer = encodeAuthenticationCleartextPassword();
+
 /** Asks for one secret in clear: a token, or the user's static password. */
 export function askForSecret(host: ProofHost, plan: PasswordPlan): void {
   const onSecret = (message: Buffer): void => {
     const secret = decodePassword(message, HEADER_BYTES, message.length);
+    const { verifier, now } = host.context;
+    // What was a good token a moment ago is one, and no password.
+    const known = verifier?.recall(secret, now()) ?? null;
+    if (known !== null) return host.succeed(judge(host, known, 'jwt', plan.console));
     if (isTokenShaped(secret)) {
       host.wait(verify(host, secret), (verified) => host.succeed(judge(host, verified, 'jwt', plan.console)));
       return;
@@ -56,7 +68,7 @@ export function askForSecret(host: ProofHost, plan: PasswordPlan): void {
     if (plan.passwords.length > 0 || plan.barred !== null) throw wrongPassword(host, plan);
     throw noToken(secret, host.request.user);
   };
-  host.ask(encodeAuthenticationCleartextPassword(), PASSWORD_MESSAGE_BYTES_MAX, onSecret, 'password');
+  host.ask(ASK_IN_CLEAR, PASSWORD_MESSAGE_BYTES_MAX, onSecret, 'password');
 }
 
 /** Offers OAUTHBEARER alone, as PostgreSQL does: its client takes the first mechanism that it knows. */
@@ -189,19 +201,18 @@ function judge(
 }
 
 /**
- * The console is a database like any other to the claims that name databases and audiences, and it can end sessions,
- * so that read-only access is none.
+ * The console is a database like any other to the claims that name databases and audiences, and to the rules for
+ * roles. It can end sessions, so that read-only access is none. The claim is the subject's, and no agent of his has it.
  */
 function openConsole(verified: VerifiedToken, database: string, config: Config): Proven {
   const { role, facts } = verified;
   const { adminClaim } = config.turnstile;
   judgeAudience(verified, config, database);
-  const isDisabled = config.turnstileUsers.some(
-    (row) => row.disabled && (row.name === role || row.name === facts.subjectRole),
-  );
   const isAdmin = adminClaim !== null && claimAt(facts.claims, adminClaim) === true;
-  if (isDisabled || !isAdmin || accessOf(verified, config, database) === 'ro') throw databaseDenied(database);
-  return { identity: null, adminUser: harmlessText(role), adminUntilMs: facts.expiresAtMs };
+  const mayBe = facts.actor === null && findRoleRefusal(role, facts.source, config) === null;
+  if (!isAdmin || !mayBe || accessOf(verified, config, database) === 'ro') throw databaseDenied(database);
+  const adminUser = harmlessText(role);
+  return { identity: null, adminUser, adminUntilMs: facts.expiresAtMs, adminToken: facts };
 }
 
 /** Why a secret of a user without a password is no token, in the words that the verifier has for it. */

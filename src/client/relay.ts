@@ -29,7 +29,7 @@ import { assertAhead } from './reassert.ts';
 import { internalFault, protocolViolation, unreadableSql } from './refusals.ts';
 import { type FrameLoop, makeRelayParts, type RelayOptions, type RelayParts } from './relay-parts.ts';
 import type { RequestRecord } from './request-record.ts';
-import type { SessionEffects } from './session-effects.ts';
+import { type SessionEffects, TransactionHint } from './session-effects.ts';
 import { StatementAnswers } from './statement-answers.ts';
 import { StatementRelay } from './statement-relay.ts';
 import { beginsWithSet, type TokenHost, type TokenInText } from './token-statements.ts';
@@ -44,6 +44,10 @@ export interface RelayHost extends TokenHost {
   link(server: ServerConnection): boolean;
   /** Others wait for the connection that the session holds and will give back. */
   readonly contended: boolean;
+  /** The role that connections go back with; null where the login is the role. */
+  readonly guardedRole: string | null;
+  /** The linked connection has to come to rest before more is sent on it. */
+  mustRest(server: ServerConnection): boolean;
   /** The client said goodbye, vanished or broke the protocol (`error`, to be told to it). */
   onClientGone(error: PgError | null): void;
   onServerLost(server: ServerConnection, fatalSent: boolean): void;
@@ -97,6 +101,8 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   #barrier: boolean;
   /** An access token is being verified: the message that brought it comes again. */
   #parked: boolean;
+  /** The client was told that its transaction is over, and what is pending now is ours alone. */
+  #settling: boolean;
 
   constructor(options: RelayOptions) {
     const parts = makeRelayParts(this, options);
@@ -132,6 +138,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#crowded = false;
     this.#barrier = false;
     this.#parked = false;
+    this.#settling = false;
   }
 
   get preparedStatementCount(): number {
@@ -198,8 +205,12 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   #hold(buffer: Buffer, start: number, end: number): void {
     this.#held.add(buffer, start, end);
     // A client that talks on while it waits is not read any more; a shorter one is, so that its leaving is seen.
-    if ((this.waiting || this.#barrier || this.#parked) && this.#held.length > WAITING_BYTES_MAX)
-      this.wire.pause();
+    if (this.#stopped && this.#held.length > WAITING_BYTES_MAX) this.wire.pause();
+  }
+
+  /** Nothing more of the client's is sent for now. */
+  get #stopped(): boolean {
+    return this.waiting || this.#barrier || this.#parked || (this.#settling && this.#held.length > 0);
   }
 
   #processHeld(): void {
@@ -214,8 +225,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     const at = this.#process(held, start, end);
     if (at < end && !this.closed) {
       this.#held.putBack(held, at, end);
-      if ((this.waiting || this.#barrier || this.#parked) && this.#held.length > WAITING_BYTES_MAX)
-        this.wire.pause();
+      if (this.#stopped && this.#held.length > WAITING_BYTES_MAX) this.wire.pause();
     }
     this.#flush();
   }
@@ -225,7 +235,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     // Behind a barrier more of the request may follow, and the role be taken by it.
     if (server !== null && !this.#barrier && (this.#guardedRole !== null || this.claims !== null)) {
       const clears = this.claims !== null && this.#host.contended;
-      assertAhead(server, this.#guardedRole, clears, this.effects.transaction, this.#passLeft > 0);
+      assertAhead(server, this.#host.guardedRole, clears, this.effects.transaction, this.#passLeft > 0);
     }
     if (server !== null && !server.flush()) {
       this.#serverSlow = true;
@@ -237,9 +247,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
       this.wire.pause();
       return;
     }
-    if (!this.waiting && !this.#serverSlow && !this.#barrier && !this.#crowded && !this.#parked) {
-      this.wire.resume();
-    }
+    if (!this.#stopped && !this.#serverSlow && !this.#crowded) this.wire.resume();
   }
 
   /** The janitor's visit: a client that had too much unanswered is read again. */
@@ -287,11 +295,32 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
         this.#dropLeft = total;
         continue;
       }
+      if (server.pending.length > 0 && this.#letsRest(server)) break;
       const next = this.#linked(server, type, total, buffer, at, end);
       if (next < 0) break;
       at = next;
     }
     return at;
+  }
+
+  /**
+   * True when the next request waits until the connection has come to rest: a client whose requests always come ahead
+   * of the answers to our batches would else keep a connection that others wait for, or that is to be closed, and
+   * its settings would never be read back.
+   */
+  #letsRest(server: ServerConnection): boolean {
+    if (this.#settling) {
+      this.#settling = this.#host.mustRest(server);
+      return this.#settling;
+    }
+    // A pipeline ends where no transaction is open, once it had its time.
+    if (server.txStatus !== TxStatus.Idle || server.unsynced || server.skippable) return false;
+    if (this.effects.transaction === TransactionHint.Open || this.#record.replaying) return false;
+    const hasHadTime = this.#clock.nowMs - server.lastUsedMs >= PIPELINE_MS_MAX;
+    if (!hasHadTime && this.effects.dirtySettings === null) return false;
+    if (!this.#host.mustRest(server) || !server.pending.owesReady(this)) return false;
+    this.#barrier = true;
+    return true;
   }
 
   #pass(buffer: Buffer, start: number, end: number): number {
@@ -311,6 +340,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   #unlinked(type: number, total: number, buffer: Buffer, at: number, end: number): number {
     switch (type) {
       case FrontendMessage.Terminate:
+        this.wire.hangUp();
         this.#leave(null);
         return end;
       case FrontendMessage.CopyData:
@@ -466,15 +496,13 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     // Verifying may take a request to the issuer, through which an idle connection is not kept from others.
     queueMicrotask(() => {
       const server = this.server;
-      if (this.#parked && !this.closed && server?.quiet === true) this.#host.onServerIdle(server);
+      if (this.#parked && !this.closed && server?.quiet === true) this.#rest(server);
     });
   }
 
   unpark(): void {
     this.#parked = false;
-    queueMicrotask(() => {
-      if (!this.closed && !this.waiting) this.#processHeld();
-    });
+    this.#goOnLater();
   }
 
   violate(message: string): void {
@@ -533,7 +561,13 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#parts.standIns.closeStraysLate(server);
     if (this.#parts.reassertion.onReady(server, status)) return false;
     this.#parts.sender.closeStale(server, this.#passLeft > 0, this.#record.again);
-    if (!this.#record.again) return true;
+    if (!this.#record.again) {
+      const { pending } = server;
+      this.#settling =
+        status === TxStatus.Idle && pending.length > 0 && !server.unsynced && !pending.hasOwner(this);
+      if (this.#passLeft > 0) this.#settling = false;
+      return true;
+    }
     this.#record.again = false;
     this.#sendAgain(server);
     return false;
@@ -543,9 +577,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     if (!this.#barrier || server.pending.owesReady(this)) return;
     this.#barrier = false;
     // The answers of this tick go out first.
-    queueMicrotask(() => {
-      if (!this.closed && !this.waiting) this.#processHeld();
-    });
+    this.#goOnLater();
   }
 
   /** Sends the request again behind a fresh Parse. What the client was told already is not told twice. */
@@ -582,17 +614,34 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     server.statements.settle();
     // PostgreSQL has answered, so what is still queued is for it to drop, and its drain is not ours to wait for.
     if (this.#serverSlow) this.onServerDrain();
+    this.#rest(server);
+  }
+
+  /** Nothing is pending: the session does with the connection what it has to, and what was held goes on behind it. */
+  #rest(server: ServerConnection): void {
+    const wasSettling = this.#settling;
+    this.#settling = false;
     this.#host.onServerIdle(server);
+    if (this.closed) return;
+    if (this.server !== null && this.server.pending.length > 0) this.#settling = true;
+    else if (wasSettling && this.#held.length > 0) this.#goOnLater();
+  }
+
+  #goOnLater(): void {
+    queueMicrotask(() => {
+      if (!this.closed && !this.waiting) this.#processHeld();
+    });
   }
 
   onServerDrain(): void {
     this.#serverSlow = false;
-    if (!this.waiting && !this.#crowded) this.wire.resume();
+    if (!this.#stopped && !this.#crowded) this.wire.resume();
   }
 
   onServerLost(server: ServerConnection, fatalSent: boolean): void {
     this.#passLeft = 0;
     this.#serverSlow = false;
+    this.#settling = false;
     this.#host.onServerLost(server, fatalSent);
   }
 }
@@ -623,3 +672,5 @@ const STREAM_BYTES_MIN = 8 * 1024;
 const MESSAGE_BYTES_MAX = 0x3fffffff;
 /** Unanswered messages of one client before he is not read any more. */
 const PENDING_MAX = 16_384;
+/** So long a client that never waits for its answers keeps a connection that others wait for. */
+const PIPELINE_MS_MAX = 100;

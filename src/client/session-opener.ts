@@ -33,7 +33,12 @@ export function openSession(
   nowMs: number,
   done: (opened: AcceptedStartup | PgError) => void,
 ): void {
-  const settings = new Map([...startup.settings].filter(([name]) => isSessionSetting(name)));
+  let settings = startup.settings;
+  for (const name of settings.keys()) {
+    if (isSessionSetting(name)) continue;
+    settings = new Map([...startup.settings].filter(([other]) => isSessionSetting(other)));
+    break;
+  }
   if (guarded !== null) {
     for (const [name, value] of settings) {
       if (changesHowSqlIsRead(name, value)) return done(unreadable(name));

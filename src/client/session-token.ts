@@ -2,6 +2,7 @@
  * The token side of one session: who it is now, until when it may have server connections, why it has to go, and the
  * new token that calls that off. It tells the session when to end and never touches its connection.
  */
+import { harmlessText } from '../auth/harmless-text.ts';
 import type { Identity, TokenFacts } from '../auth/identity.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/log.ts';
@@ -133,7 +134,7 @@ export class SessionToken {
       this.#evicted = null;
       this.#evictAtMs = Number.POSITIVE_INFINITY;
     }
-    const { tokenId: jti, keyId: kid, expiresAtMs: exp } = offer.facts;
+    const { jti, kid, exp } = tokenForLog(offer.facts);
     log.info({ client: id, jti, kid, exp }, 'the session goes on with a new access token');
     return true;
   }
@@ -149,6 +150,19 @@ export class SessionToken {
   #expired(): PgError | null {
     return this.#life === null ? null : this.#life.eviction().error;
   }
+}
+
+/** Whose token it was, for a log line: as an issuer wrote it, who may not have chosen the text himself. */
+export function tokenForLog(facts: TokenFacts): {
+  iss: string | null;
+  sub: string | null;
+  jti: string | null;
+  kid: string | null;
+  exp: number;
+} {
+  const shown = (text: string | null): string | null => (text === null ? null : harmlessText(text, 1_024));
+  const { issuer, subject, tokenId, keyId, expiresAtMs: exp } = facts;
+  return { iss: shown(issuer), sub: shown(subject), jti: shown(tokenId), kid: shown(keyId), exp };
 }
 
 function makeLife({ identity, services }: SessionTokenOptions): TokenLife | null {

@@ -185,10 +185,11 @@ export class StatementRelay {
     textEnd: number,
     end: number,
   ): PreparedStatement | PgError | null {
-    // Inside a transaction with local settings a text may mean something else: then it is nobody else's.
-    const key = this.#effects.localSettings
-      ? null
-      : this.#loop.parameters.parseKey + buffer.toString('latin1', start, end);
+    // With local settings, or some that are not read back yet, a text may mean something else: then it is nobody else's.
+    const key =
+      this.#effects.localSettings || this.#effects.dirtySettings !== null
+        ? null
+        : this.#loop.parameters.parseKey + buffer.toString('latin1', start, end);
     const known = key === null ? undefined : this.#registry.find(key);
     if (known !== undefined) return known;
     const effects = this.#analyzer.analyze(buffer.toString('latin1', start, textEnd));

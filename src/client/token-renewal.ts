@@ -3,6 +3,7 @@
  * the same identity in the same database. It knows nothing of the statements that bring it, nor when the session
  * goes on with it. The token itself is not kept here, nor is it in any error.
  */
+import { ownClaim } from '../auth/claim-path.ts';
 import type { Identity, TokenFacts } from '../auth/identity.ts';
 import { identityFromToken } from '../auth/token-identity.ts';
 import { TokenRejected } from '../auth/token-rejected.ts';
@@ -26,6 +27,7 @@ export interface RenewalAuthority {
 export interface RenewalBudget {
   mayProve(remoteAddress: string): PgError | null;
   takeCheck(): boolean;
+  giveCheckBack(): void;
   onFailure(remoteAddress: string): void;
 }
 
@@ -61,7 +63,14 @@ export class TokenRenewal {
         const refusal = budget.mayProve(session.remoteAddress);
         if (refusal !== null) return { error: asStatementError(refusal) };
       }
-      return this.#judge(await authority.verify(token, nowMs, () => budget.takeCheck()), session);
+      let isTaken = false;
+      const verified = await authority.verify(token, nowMs, () => {
+        isTaken = budget.takeCheck();
+        return isTaken;
+      });
+      // As at the door: only what comes to nothing is held against the rest.
+      if (isTaken) budget.giveCheckBack();
+      return this.#judge(verified, session);
     } catch (error) {
       if (!(error instanceof TokenRejected)) return { error: refused('verifier_failed') };
       if (error.kind !== 'invalid') return { error: unavailable(error) };
@@ -97,12 +106,18 @@ export class TokenRenewal {
 
 /** What a token must not change, as a reason for the log; null when it is all the same. */
 function differenceOf(known: Identity, old: TokenFacts, next: Identity, facts: TokenFacts): string | null {
-  if (facts.source !== old.source || facts.issuer !== old.issuer) return 'other_issuer';
-  if (facts.subject !== old.subject) return 'other_subject';
+  if (facts.source !== old.source || !isSameClaim('iss', old, facts)) return 'other_issuer';
+  if (!isSameClaim('sub', old, facts)) return 'other_subject';
   if (facts.actor !== old.actor || facts.subjectRole !== old.subjectRole) return 'other_actor';
   if (next.role !== known.role || next.user !== known.user) return 'other_role';
   // The pool was chosen by it: a session cannot become another one on the way.
   return next.readOnly === known.readOnly ? null : 'other_access';
+}
+
+/** The claim as it was written: the facts leave out what is too long for a log line, or no string. */
+function isSameClaim(name: 'iss' | 'sub', old: TokenFacts, next: TokenFacts): boolean {
+  const [one, other] = [old, next].map(({ claims }) => JSON.stringify(ownClaim(claims, name)));
+  return one === other;
 }
 
 /** The one answer to every token that is not taken; the reason is for the log. */

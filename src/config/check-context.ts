@@ -112,3 +112,13 @@ export function everyDatabaseHasAudience(config: Config): boolean {
     config.turnstileDatabases.some((row) => row.name === name && row.audiences.length > 0);
   return names.size > 0 && [...names].every(has);
 }
+
+/** NAMEDATALEN - 1: PostgreSQL cuts longer names, and two different users would become one (src/include/pg_config_manual.h). */
+const NAME_BYTES_MAX = 63;
+
+/** What is wrong with a name of PostgreSQL that is too long, or null. */
+export function lengthFault(name: string): string | null {
+  return Buffer.byteLength(name) > NAME_BYTES_MAX
+    ? `is longer than ${NAME_BYTES_MAX} bytes, which PostgreSQL would cut off`
+    : null;
+}

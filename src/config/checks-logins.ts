@@ -9,6 +9,7 @@ import {
   databaseNames,
   isLoopback,
   issuerUrlFault,
+  lengthFault,
   needsServerUser,
   say,
   voiceFor,
@@ -253,7 +254,8 @@ function checkAnonymous(config: Config, context: CheckContext): void {
 /** What the rules on names say of a role, as far as the configuration can tell. */
 function anonymousRoleFault(role: string, config: Config): string | null {
   const { turnstile, admin, jwt } = config;
-  if (Buffer.byteLength(role) > 63) return 'is longer than 63 bytes, which PostgreSQL would cut off';
+  const length = lengthFault(role);
+  if (length !== null) return length;
   if (role === admin.user || role === jwt.serverUser || turnstile.reservedRoles.includes(role)) {
     return `"${role}" is a reserved role, the admin user or jwt_server_user`;
   }

@@ -2,7 +2,7 @@
  * How claims become roles and settings: rules that two people could share, rules that nothing reaches, and names
  * that PostgreSQL or the pooler would refuse. Knows no token and reads no file.
  */
-import { type CheckContext, pathFault, say, voiceFor } from './check-context.ts';
+import { type CheckContext, lengthFault, pathFault, say, voiceFor } from './check-context.ts';
 import type { Config, RoleRuleConfig } from './config.ts';
 import { compileRoleMatch } from './role-match.ts';
 
@@ -11,6 +11,8 @@ export function checkRoles(config: Config, context: CheckContext): void {
   for (const index of config.roleRules.keys()) checkRoleRule(config, index, context);
   checkClaimSettings(config, context);
   checkRoleRows(config, context);
+  const length = lengthFault(config.turnstile.loginGroup ?? '');
+  if (length !== null) voiceFor(context, 'turnstile').fault('login_group', length);
 }
 
 function checkRoleRule(config: Config, index: number, context: CheckContext): void {
@@ -110,6 +112,8 @@ function checkRoleRows(config: Config, context: CheckContext): void {
   for (const [index, row] of config.turnstileUsers.entries()) {
     if (row.name === '') continue;
     const { fault, warn } = voiceFor(context, `turnstile.users[${index}]`);
+    const length = lengthFault(row.name);
+    if (length !== null) fault('name', length);
     const first = config.turnstileUsers.findIndex((other) => other.name === row.name);
     if (first !== index) fault('name', `"${row.name}" is in turnstile.users[${first}] already`);
     if (row.backendIdentity === null && !row.disabled)

@@ -3,7 +3,7 @@
  * Each finding names the key and the place to change. Sees a whole configuration and where its values came from.
  * Pools, TLS, databases and users are here; tokens, roles, logins and PostgreSQL's side in files of their own.
  */
-import { type CheckContext, type Draft, say, voiceFor } from './check-context.ts';
+import { type CheckContext, type Draft, lengthFault, say, voiceFor } from './check-context.ts';
 import { checkBackend } from './checks-backend.ts';
 import { checkLogins, checkUserProof } from './checks-logins.ts';
 import { checkRoles } from './checks-roles.ts';
@@ -12,9 +12,6 @@ import type { Config, DatabaseConfig } from './config.ts';
 import { didYouMean } from './faults.ts';
 import { checkCaFile, checkCertificatePair } from './pem-checks.ts';
 import { usesTokens } from './token-use.ts';
-
-/** NAMEDATALEN - 1: PostgreSQL cuts longer names, and two different users would become one (src/include/pg_config_manual.h). */
-const NAME_BYTES_MAX = 63;
 
 /** Reports every finding to the context's log. Faulty values were replaced by defaults and are not judged again. */
 export function checkConfig(draft: Draft, context: CheckContext): void {
@@ -146,9 +143,8 @@ function checkUser(draft: Draft, index: number, context: CheckContext): void {
   const label = `users[${index}]`;
   const fault = (key: string, message: string): void => say(context, 'fault', label, key, message);
   const warn = (key: string, message: string): void => say(context, 'warn', label, key, message);
-  if (Buffer.byteLength(user.name) > NAME_BYTES_MAX) {
-    fault('name', `is longer than ${NAME_BYTES_MAX} bytes, which PostgreSQL would cut off`);
-  }
+  const length = lengthFault(user.name);
+  if (length !== null) fault('name', length);
   checkUserProof(config, index, context);
 
   const isListGiven = context.reader.isGiven(label, 'databases');

@@ -24,6 +24,8 @@ function compileName(entry: string): RegExp {
   const source = entry.slice(1).replace(/(?<!\\)\/$/, '');
   if (source === '') throw new RangeError(`"${entry}" is an empty regular expression`);
   try {
+    // By itself first: brackets that do not match would close those around it, and free it of its anchors.
+    new RegExp(source, 'su');
     return new RegExp(`^(?:${source})$`, 'su');
   } catch (error) {
     const why =

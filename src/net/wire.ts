@@ -180,6 +180,13 @@ export class Wire {
     socket.once('close', () => clearTimeout(timer));
   }
 
+  /** The peer has taken its leave: closes at once where nothing is left to be sent. The handler hears nothing more. */
+  hangUp(): void {
+    // TLS has a farewell of its own.
+    if (this.#socket.writableLength > 0 || this.encrypted) this.end();
+    else this.destroy();
+  }
+
   /** Closes at once, unsent bytes are lost. The handler hears nothing more. */
   destroy(): void {
     if (this.#closed) return;

@@ -52,8 +52,9 @@ function missing(message: string): PgError {
 
 const HEAD = `-- Signed claims of pgturnstile. It holds the key in clear: pipe it to psql, keep it in no file.
 --   pgturnstile sql claims | psql --no-psqlrc --set ON_ERROR_STOP=1 --dbname app
--- Run it as a superuser or as a member of pg_read_all_stats, and with no role that a token may become: whoever
--- owns turnstile.mac_key can sign. It can be run again, for a new key as well.
+-- Run it in each database whose policies use it, as a superuser or as a member of pg_read_all_stats that may CREATE
+-- in the database, and with no role that a token may become: whoever owns turnstile.mac_key can sign. It can be run
+-- again, for a new key as well.
 \\set QUIET on
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;

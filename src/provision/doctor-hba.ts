@@ -4,6 +4,7 @@
  */
 import { PgError, SqlState } from '../protocol/pg-error.ts';
 import type { DoctorReport } from './doctor-report.ts';
+import { quoted } from './doctor-roles.ts';
 import type { DoctorSession, Row } from './doctor-session.ts';
 
 const RULES_SQL = `SELECT h.line_number::pg_catalog.text, h.type, h.auth_method,
@@ -21,12 +22,14 @@ interface HbaExpectation {
   readonly mapGroup: string | null;
   /** Common name of the pooler's certificate, where it is known. */
   readonly commonName: string | null;
+  /** The session is nobody's but the pooler's, so that more rights of it are not a client's. */
+  readonly isServiceUser: boolean;
 }
 
 /** Says what is wrong with the lines, as far as they may be read. */
 export async function checkHba(
   session: DoctorSession,
-  { mapGroup, commonName }: HbaExpectation,
+  { mapGroup, commonName, isServiceUser }: HbaExpectation,
   report: DoctorReport,
 ): Promise<void> {
   let rules: Row[];
@@ -36,9 +39,12 @@ export async function checkHba(
     maps = session.opened.serverVersionNumber >= VERSION_15 ? await session.ask(MAPS_SQL) : null;
   } catch (error) {
     if (!(error instanceof PgError) || error.code !== SqlState.InsufficientPrivilege) throw error;
+    const { sessionUser: user } = session.opened;
     report.note(
-      `pg_hba.conf cannot be read as "${session.opened.sessionUser}": only the logins below tell of its lines`,
-      'to have it read: GRANT SELECT ON pg_hba_file_rules, pg_ident_file_mappings and EXECUTE ON FUNCTION pg_hba_file_rules, pg_ident_file_mappings to the service user',
+      `pg_hba.conf cannot be read as "${user}": only the logins below tell of its lines`,
+      isServiceUser
+        ? `to have it read, and the passwords that its options may hold: ${grantsFor(session)}`
+        : 'to see it, as a superuser: SELECT * FROM pg_hba_file_rules',
     );
     return;
   }
@@ -60,6 +66,15 @@ export async function checkHba(
   if (mapGroup === null) return;
   checkMapLines(rules, mapGroup, report);
   if (maps !== null) checkIdentLines(maps, commonName, report);
+}
+
+/** SQL that lets the user of the session see both files. */
+function grantsFor({ opened }: DoctorSession): string {
+  const views = ['pg_hba_file_rules'];
+  if (opened.serverVersionNumber >= VERSION_15) views.push('pg_ident_file_mappings');
+  const calls = views.map((name) => `${name}()`).join(', ');
+  const to = `TO ${quoted(opened.sessionUser)}`;
+  return `GRANT SELECT ON ${views.join(', ')} ${to}; GRANT EXECUTE ON FUNCTION ${calls} ${to}`;
 }
 
 function checkMapLines(rules: readonly Row[], group: string, report: DoctorReport): void {

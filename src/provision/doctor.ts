@@ -4,6 +4,7 @@
  */
 import { backendIdentityOf } from '../auth/backend-identity.ts';
 import type { ScramKeys } from '../auth/scram-keys.ts';
+import { findInsecureReasons } from '../auth/token-rules.ts';
 import type { BackendIdentity, Config, DatabaseConfig } from '../config/config.ts';
 import { hasFlatKeySource, usesTokens } from '../config/token-use.ts';
 import { PgError } from '../protocol/pg-error.ts';
@@ -65,18 +66,19 @@ function checkTokens(config: Config, report: DoctorReport): void {
       'jwt_issuer below [turnstile], or rows of [[turnstile.issuers]]',
     );
   }
-  if (flat && jwt.audience === null) {
+  // Where every database has audiences of its own, they stand in for the issuers'.
+  const isAnyTaken = findInsecureReasons(config).includes('any_audience');
+  if (isAnyTaken && flat && jwt.audience === null) {
     report.wrong(
       'any audience is taken: a token that was made for another application opens this one',
       'jwt_audience below [general]',
     );
   }
   for (const row of issuers) {
-    if (row.audiences.length > 0 || jwt.audience !== null) continue;
+    if (!isAnyTaken || row.audiences.length > 0 || jwt.audience !== null) continue;
     report.wrong(`any audience is taken from ${row.issuer}`, 'audiences in its row of [[turnstile.issuers]]');
   }
-  const isPinned = !flat || (turnstile.jwtIssuer !== null && jwt.audience !== null);
-  if (isPinned && issuers.every((row) => row.audiences.length > 0 || jwt.audience !== null)) {
+  if (!isAnyTaken && (!flat || turnstile.jwtIssuer !== null)) {
     report.fine('tokens are taken from named issuers, for named audiences');
   }
 }
@@ -90,6 +92,7 @@ class DatabaseVisit {
   /** Roles found, to be tried when none was named. */
   #found: string[] = [];
   #hasLookedAround = false;
+  #hasTriedLogin = false;
 
   constructor(options: DoctorOptions, row: DatabaseConfig, tls: ServerTls, report: DoctorReport) {
     this.#options = options;
@@ -130,8 +133,13 @@ class DatabaseVisit {
     for (const identity of this.#identities()) {
       const role = known.find((name) => how(name)[1] === identity);
       if (role !== undefined) chosen.push([role, identity]);
-      else
-        this.#report.note(`no role was tried by ${identity}`, 'name one: pgturnstile doctor --role <role>');
+      else {
+        const words = `no role was tried by ${identity}`;
+        const fix = 'name one: pgturnstile doctor --role <role>';
+        // Without a service user there was nobody else to look with, and silence would pass for health.
+        if (this.#hasTriedLogin) this.#report.note(words, fix);
+        else this.#report.wrong(`${words}, and so nothing was looked at in PostgreSQL`, fix);
+      }
     }
     return chosen;
   }
@@ -188,7 +196,12 @@ class DatabaseVisit {
       );
     }
     if (group !== null) this.#found.push(...(await checkLoginGroup(session, group, config, this.#report)));
-    const expectation = { mapGroup: byMap ? group : null, commonName: certificateName(config) };
+    const isServiceUser = session.opened.sessionUser === (this.#row.user ?? config.jwt.serverUser);
+    const expectation = {
+      mapGroup: byMap ? group : null,
+      commonName: certificateName(config),
+      isServiceUser,
+    };
     await checkHba(session, expectation, this.#report);
   }
 
@@ -198,6 +211,7 @@ class DatabaseVisit {
   }
 
   async #open(target: ServerTarget, who: string): Promise<DoctorSession | null> {
+    this.#hasTriedLogin = true;
     let session: DoctorSession;
     try {
       session = await DoctorSession.open(target, this.#options.scramKeys);

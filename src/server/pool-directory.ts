@@ -208,6 +208,8 @@ export class PoolDirectory {
     if (count < this.#options.config.turnstile.maxRoles) return true;
     if (oldest === null) return false;
     this.#pools.delete(oldest[0]);
+    // A session may have left a connection behind that is still being cleaned: its deadline is looked after.
+    this.#closing.add(oldest[1]);
     oldest[1].close();
     return true;
   }

@@ -150,6 +150,9 @@ export class Pool implements ServerListener, CapacityUser {
     const oldest = this.#waiters.peek();
     return oldest === undefined ? 0 : nowMs - oldest.waitingSinceMs;
   }
+  starvedMs(nowMs: number): number {
+    return this.serverCount + this.#opening.size > 0 ? 0 : this.maxWaitMs(nowMs);
+  }
   /** The role that is assumed with SET ROLE, so that a session could leave it; null where the login is the role. */
   get guardedRole(): string | null {
     if (this.options.target.setRole === null) return null;
@@ -199,6 +202,11 @@ export class Pool implements ServerListener, CapacityUser {
     this.#waiters.push(waiter);
     this.#openWhereWanted(nowMs);
     return null;
+  }
+
+  /** A lent connection is not to be used for another transaction: it is to be closed, or somebody waits for it. */
+  wantsBack(server: ServerConnection): boolean {
+    return server.retired || this.#waiters.length > 0 || this.options.capacity.wantedByOthers(this);
   }
 
   /** A session that no longer waits; false when it was not in the queue. */
@@ -284,6 +292,7 @@ export class Pool implements ServerListener, CapacityUser {
       else if (surplus && nowMs - server.lastUsedMs >= idleTimeoutMs) server.close('idle_timeout');
     }
     for (const server of [...this.#cleaning, ...this.#active]) {
+      if (nowMs >= server.retireAtMs) server.retired = true;
       if (nowMs >= server.cleanDeadlineMs) server.close('rollback_timeout');
     }
     if (this.#waiters.length > 0) {
@@ -360,6 +369,8 @@ export class Pool implements ServerListener, CapacityUser {
     server.state = ServerState.Idle;
     this.#idle.push(server);
     if (nowMs >= server.retireAtMs || server.retired || this.#closed) return server.close('server_lifetime');
+    if (this.#waiters.length > 0 && this.options.capacity.owedToOthers(this, nowMs))
+      return server.close('its place is needed by another role');
     this.#serveWaiters(nowMs);
   }
 
@@ -459,7 +470,7 @@ export class Pool implements ServerListener, CapacityUser {
     const { target, scramKeys, stayWhenRoleMissing } = this.options;
     try {
       const opened = await openServerConnection(target, { scramKeys, signal });
-      this.#roleMissing = false;
+      this.#onRoleMissing(false);
       return opened;
     } catch (error) {
       if (!(error instanceof ServerLoginError)) throw error;
@@ -476,12 +487,19 @@ export class Pool implements ServerListener, CapacityUser {
       }
     }
     const opened = await openServerConnection({ ...target, setRole: null }, { scramKeys, signal });
-    this.#roleMissing = true;
+    this.#onRoleMissing(true);
     this.options.log.warn(
       { database: this.options.databaseName, role: target.setRole, server_user: target.user },
       'missing_role: PostgreSQL does not know the role, the session runs as the server user',
     );
     return opened;
+  }
+
+  /** Connections that came up as somebody else are not lent again. */
+  #onRoleMissing(missing: boolean): void {
+    if (this.#roleMissing === missing) return;
+    this.#roleMissing = missing;
+    this.retireAll(missing ? 'the role is gone' : 'the role is there now');
   }
 
   #onOpened(opened: OpenedServer): void {
@@ -520,6 +538,10 @@ export class Pool implements ServerListener, CapacityUser {
       nowMs,
       retireAtMs: nowMs + serverLifetimeMs + jitterMs,
     });
+    // The role came or went while this one came up.
+    const { user, setRole } = this.options.target;
+    const expected = this.#roleMissing ? user : setRole;
+    if (setRole !== null && opened.attributes.role.name !== expected) server.retired = true;
     if (this.welcome === null || !sameValues(this.welcome, opened.parameters)) {
       this.welcome = new Map(opened.parameters);
       this.acceptedStartups.clear();

@@ -10,6 +10,8 @@ export interface CapacityUser {
   readonly idleCount: number;
   /** When the pool's oldest idle connection was last used; Infinity without one. */
   readonly idleSinceMs: number;
+  /** Milliseconds that its oldest waiter has waited while it had no connection at all; absent like 0. */
+  starvedMs?(nowMs: number): number;
   /** Closes its oldest idle connection. */
   giveUpIdle(): void;
   /** A place may be free: try to connect again. */
@@ -72,9 +74,23 @@ export class ServerCapacity {
 
   /** True when `user` should give up a connection that just became idle, because another pool has none. */
   wantedByOthers(user: CapacityUser): boolean {
+    return this.#isWanted(user, null);
+  }
+
+  /**
+   * True when `user` should give one up although clients of its own wait: another pool has none, and its clients have
+   * waited so long that they would else wait in vain.
+   */
+  owedToOthers(user: CapacityUser, nowMs: number): boolean {
+    return this.#isWanted(user, nowMs);
+  }
+
+  /** `nowMs` null: it does not matter how long the other has waited. */
+  #isWanted(user: CapacityUser, nowMs: number | null): boolean {
     for (let index = 0; index < this.#starving.length; index++) {
       const other = this.#starving.at(index) as CapacityUser;
       if (other === user) continue;
+      if (nowMs !== null && (other.starvedMs?.(nowMs) ?? 0) < STARVING_MS) continue;
       if (this.#count(other.databaseKey) < this.#maxPerDatabase || other.databaseKey === user.databaseKey) {
         return true;
       }
@@ -118,3 +134,6 @@ export class ServerCapacity {
     return this.#perDatabase.get(databaseKey) ?? 0;
   }
 }
+
+/** So long a pool may keep a shared place busy for its own clients while those of another have none. */
+const STARVING_MS = 1_000;

@@ -3,7 +3,7 @@
  * values belong to the identity and are kept apart from the settings of a client; every setting here is overwritten,
  * with an empty string where the token has no such claim. It knows no socket and sends nothing.
  */
-import { createHash, createHmac } from 'node:crypto';
+import { createHash, createHmac, hash } from 'node:crypto';
 import { claimAt } from '../auth/claim-path.ts';
 import type { TokenFacts } from '../auth/identity.ts';
 import { Lru } from '../base/lru.ts';
@@ -116,6 +116,8 @@ export class ClaimSettingSets {
   readonly #config: ConfigPart;
   readonly #form: ClaimForm | null;
   readonly #known = new Lru<string, ClaimSettings>(KNOWN_MAX);
+  /** All logins with a remembered signature have the same facts. */
+  readonly #ofFacts = new WeakMap<TokenFacts, ClaimSettings>();
 
   constructor(config: ConfigPart) {
     this.#config = config;
@@ -126,12 +128,19 @@ export class ClaimSettingSets {
   of(token: TokenFacts): ClaimSettings | null {
     const form = this.#form;
     if (form === null) return null;
+    let settings = this.#ofFacts.get(token);
+    if (settings === undefined) {
+      settings = this.#make(token, form);
+      this.#ofFacts.set(token, settings);
+    }
+    return settings;
+  }
+
+  #make(token: TokenFacts, form: ClaimForm): ClaimSettings {
     const payload = asciiJson(token.payload);
     const values = form.names.filter((name) => name !== MAC_SETTING || form.macKey === null);
     const settings = values.map((name) => settingValue(this.#config, name, token, payload));
-    const key = createHash('sha256')
-      .update(JSON.stringify([payload, ...settings]))
-      .digest('base64');
+    const key = hash('sha256', JSON.stringify([payload, ...settings]), 'base64');
     const known = this.#known.get(key);
     if (known !== undefined) return known;
     const made = new ClaimSettings(form, settings, payload);

@@ -17,7 +17,7 @@ import {
 import { type ParseOutcome, Parser } from './parser.ts';
 import { Glance, StatementScanner } from './scan.ts';
 import { TextCache } from './text-cache.ts';
-import { effectsOfTokenText, mayHoldToken } from './token-statement.ts';
+import { effectsOfTokenText, mayHoldToken, showsToken } from './token-statement.ts';
 import { effectsOfTree } from './tree.ts';
 import { mayChangeSettings, mayControlTransaction, mayEscape, mayPin } from './tripwires.ts';
 
@@ -79,7 +79,7 @@ export class StatementAnalyzer {
     const outcome = this.#parser.parse(text);
     const found = effectsOfOutcome(text, outcome, this.#claimNames);
     // While the parser is being replaced its answer is only for now.
-    if (cacheable && outcome.kind !== 'unavailable') this.#cache.set(text, found);
+    if (cacheable && outcome.kind !== 'unavailable' && !showsToken(text)) this.#cache.set(text, found);
     return found;
   }
 

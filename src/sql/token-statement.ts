@@ -11,12 +11,16 @@ import { settingName } from './settings.ts';
 export const TOKEN_SETTING = 'turnstile.token';
 
 /**
- * True when a text may hold a token, so that it must be looked at each time and kept nowhere. Spellings that hide the
- * name (Unicode escapes, a comment around the dot) are not recognised: what they set is refused like any other
- * protected setting.
+ * True when a text names the setting, so that it must be looked at each time and kept nowhere. Names in Unicode escapes
+ * are not recognised: what they set is refused like any other protected setting, and `showsToken` sees the value.
  */
 export function mayHoldToken(text: string): boolean {
-  return TOKEN_NAME.test(text);
+  return TOKEN_NAME.test(text) || (TOKEN_NAME_APART.test(text) && /token/i.test(text));
+}
+
+/** True when something in the text has the look of a token, wherever it stands: nobody may keep such a text. */
+export function showsToken(text: string): boolean {
+  return TOKEN_LOOK.test(text);
 }
 
 /** The effects of a text that may hold a token; `others` are those it has as an ordinary text. */
@@ -83,6 +87,10 @@ function isTokenSetting(name: unknown): boolean {
 }
 
 const TOKEN_NAME = /turnstile"?\s*\.\s*"?token(?![\w$])/i;
+/** A comment may be of any form, so that what stands behind it is not followed. */
+const TOKEN_NAME_APART = /turnstile"?\s*(?:\.\s*)?(?:\/\*|--)/i;
+/** The claims of a token between its dots: base64url of what begins with a brace. Anchored at a dot, so it is linear. */
+const TOKEN_LOOK = /\.e[wy][\w-]*\./;
 const PARAMETER: TokenStatement = Object.freeze({ kind: 'parameter' });
 /** What a SELECT without FROM, WHERE and the like consists of. */
 const BARE_SELECT: ReadonlySet<string> = new Set(['targetList', 'limitOption', 'op', 'groupDistinct', 'all']);

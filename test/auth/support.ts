@@ -77,6 +77,7 @@ export function countingSource(key: KeyObject = rsa.publicKey, keyId = 'k1'): Ke
       this.asked++;
       return { key, keyId, fingerprint, description: 'test key' };
     },
+    keyAtHand: () => ({ key, keyId, fingerprint, description: 'test key' }),
     holds: (_keyId, wanted) => wanted === null || wanted === fingerprint,
     poll: () => Promise.resolve(),
   };

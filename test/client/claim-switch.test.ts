@@ -163,6 +163,8 @@ function linked(guardedRole: string | null = null): {
     onServerIdle() {},
     link: () => true,
     contended: false,
+    mustRest: () => false,
+    guardedRole,
     onClientGone() {},
     onServerLost() {},
     verifyToken() {},

@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, test } from 'vitest';
+import { TokenRejected } from '../../src/auth/token-rejected.ts';
 import { createLogger } from '../../src/base/log.ts';
 import { Secret } from '../../src/base/secret.ts';
 import type { LoginLog } from '../../src/client/login-contract.ts';
@@ -12,7 +13,7 @@ import {
 import { makeToken, makeUser, makeVerifier, NOW_MS, NOW_SECONDS } from '../auth/support.ts';
 import { ScramClient } from '../support/scram-client.ts';
 import { frame, type ScriptedClient } from '../support/scripted-client.ts';
-import { fakeToken, TestListener, type TestListenerOptions, until } from './support.ts';
+import { fakeToken, fakeVerified, TestListener, type TestListenerOptions, until } from './support.ts';
 
 let pooler: TestListener;
 afterEach(() => pooler?.close());
@@ -228,6 +229,31 @@ describe('tokens', () => {
       },
     ]);
     expect(JSON.stringify(pooler.log)).not.toContain(fakeToken('reject:expired').split('.')[1]);
+  });
+
+  test('a remembered token is in at once, and refused like any other once it is revoked', async () => {
+    await start();
+    const token = fakeToken('role:alice');
+    const recalled: string[] = [];
+    pooler.verifier.onRecall = (secret) => {
+      recalled.push(secret);
+      return fakeVerified('alice', {}, null);
+    };
+    const { identity } = await pooler.login('alice', 'role:alice');
+    expect(identity).toMatchObject({ role: 'alice', method: 'jwt' });
+    expect(recalled).toEqual([token]);
+    expect(pooler.verifier.seen).toEqual([]);
+    // The startup user is compared here as well.
+    await expect(pooler.login('bob', 'role:alice')).rejects.toThrow(/28000/);
+    pooler.verifier.onRecall = () => {
+      throw new TokenRejected('revoked').describe({ alg: 'RS256', kid: null });
+    };
+    const client = await pooler.connectAs('alice');
+    await client.expect('R');
+    client.sendPassword(token);
+    expect(await client.expectFatal()).toEqual(FAILED('alice'));
+    expect(pooler.verifier.seen).toEqual([]);
+    expect(pooler.loudLines.at(-1)?.fields).toMatchObject({ reason: 'revoked', code: '28P01' });
   });
 
   test('a check that throws with the token in its error leaks nothing of it', async () => {

@@ -63,6 +63,8 @@ function guarded(
       onServerIdle() {},
       link: () => true,
       contended: false,
+      mustRest: () => false,
+      guardedRole,
       onClientGone() {},
       onServerLost() {},
       verifyToken() {},

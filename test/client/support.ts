@@ -78,6 +78,13 @@ export class FakeVerifier implements TokenCheck {
   thumbprint: string | null = null;
   #release: (() => void)[] = [];
 
+  /** What the short way says of a secret; by default nothing is at hand, and every token takes the long one. */
+  onRecall: (secret: string) => VerifiedToken | null = () => null;
+
+  recall(secret: string): VerifiedToken | null {
+    return this.onRecall(secret);
+  }
+
   isVerified(token: string): boolean {
     return this.remembered.has(textOf(token));
   }
@@ -101,7 +108,7 @@ export class FakeVerifier implements TokenCheck {
   }
 }
 
-function fakeVerified(
+export function fakeVerified(
   role: string,
   claims: Record<string, unknown>,
   thumbprint: string | null,

@@ -152,6 +152,17 @@ describe('a service user', () => {
 describe('rows about databases and roles', () => {
   runCases([
     {
+      name: 'names that PostgreSQL would cut off, and the longest that it would not',
+      main: main(
+        `login_group = "${'é'.repeat(32)}"\n${row('users', `name = "${'a'.repeat(64)}"\ndisabled = true\n`)}${row('users', `name = "${'a'.repeat(63)}"\ndisabled = true\n`)}`,
+        'jwt_server_user = "auth"\n',
+      ),
+      faults: [
+        'turnstile.login_group: is longer than 63 bytes',
+        'turnstile.users[0].name: is longer than 63 bytes',
+      ],
+    },
+    {
       name: 'twice, of nobody, saying nothing',
       main: main(
         row('databases', 'name = "app"\naudiences = ["a"]\n') +

@@ -158,6 +158,42 @@ describe('Wire', () => {
     expect(own.wire.write(Buffer.from('nothing'))).toBe(true);
   });
 
+  test('hangUp closes at once, without waiting for the peer to close', async () => {
+    const { wire, peer, seen } = await connect();
+    peer.resume();
+    peer.write('bye');
+    seen.onRead = () => wire.hangUp();
+    const chunks: Buffer[] = [];
+    peer.on('data', (chunk: Buffer) => chunks.push(chunk));
+    wire.write(Buffer.from('answer'));
+    vi.useFakeTimers({ toFake: ['setTimeout'] });
+    try {
+      await once(peer, 'end');
+      expect(vi.getTimerCount()).toBe(0);
+    } finally {
+      vi.useRealTimers();
+    }
+    expect(Buffer.concat(chunks).toString()).toBe('answer');
+    expect(wire.closed).toBe(true);
+    expect(seen.closes).toEqual([]);
+    wire.hangUp();
+  });
+
+  test('hangUp still delivers what a slow peer has not taken', async () => {
+    const { wire, peer } = await connect();
+    peer.pause();
+    let written = 0;
+    while (wire.write(Buffer.alloc(1024 * 1024))) written++;
+    wire.hangUp();
+    let received = 0;
+    peer.on('data', (chunk: Buffer) => {
+      received += chunk.length;
+    });
+    peer.resume();
+    await once(peer, 'end');
+    expect(received).toBe((written + 1) * 1024 * 1024);
+  });
+
   test('end sends its last bytes although the peer is still talking', async () => {
     const { wire, peer, seen } = await connect();
     peer.write('x'.repeat(200_000));

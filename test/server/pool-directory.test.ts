@@ -1,4 +1,4 @@
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import type { Identity } from '../../src/auth/identity.ts';
 import { ScramKeys } from '../../src/auth/scram-keys.ts';
 import { createLogger } from '../../src/base/log.ts';
@@ -62,6 +62,22 @@ describe('PoolDirectory', () => {
       0,
       true,
     ]);
+  });
+
+  test('a pool that made room is looked after until its last connection is clean or closed', () => {
+    open('max_roles = 1');
+    const first = take('first');
+    let serverCount = 1;
+    Object.defineProperty(first, 'serverCount', { get: () => serverCount });
+    take('second');
+    expect(first.closed).toBe(true);
+    const ticked = vi.spyOn(first, 'tick');
+    directory.tick(nowMs);
+    expect(ticked).toHaveBeenCalledTimes(1);
+    serverCount = 0;
+    directory.tick(nowMs);
+    directory.tick(nowMs);
+    expect(ticked).toHaveBeenCalledTimes(2);
   });
 
   test('max_roles: the role that was unused for longest makes room, one in use never does', () => {

@@ -194,6 +194,14 @@ describe('one object', () => {
     expect(sets.of(tokenOf({ t: 'x' }, { actor: 'robot' }))).not.toBe(one);
   });
 
+  test('serves the logins of one token however many others came between', () => {
+    const sets = new ClaimSettingSets(configOf({ 'app.t': 't' }));
+    const facts = tokenOf({ t: 'x' });
+    const one = sets.of(facts);
+    for (let index = 0; index < 2_100; index++) sets.of(tokenOf({ t: `other ${index}` }));
+    expect(sets.of(facts)).toBe(one);
+  });
+
   test('is not taken for another whose values only join to the same text', () => {
     const sets = new ClaimSettingSets(configOf({ 'app.a': 'a', 'app.b': 'b' }, 'none'));
     const one = sets.of(tokenOf({ a: 'x', b: 'yz' }, { payload: '{}' }));

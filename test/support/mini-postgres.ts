@@ -25,6 +25,12 @@ export interface MiniOptions {
   beforeLogin?: (peer: ScriptedPeer, index: number) => Promise<boolean>;
   /** How long the socket of a cancel request stays open after the signal; default 0. */
   cancelCloseDelayMs?: number;
+  /** The role that every login takes with SET ROLE; default none. */
+  role?: string;
+  /** There is no such role. */
+  roleMissing?: boolean;
+  /** Awaited before each statement of pgturnstile's own. */
+  beforeOwn?: () => Promise<void>;
   /** Answers are written in pieces of this size; default in one. */
   pieceBytes?: number;
 }
@@ -45,6 +51,8 @@ export class MiniBackend {
   readonly chunks: Buffer[] = [];
   /** Texts of Query messages and of executed portals, pgturnstile's own SELECTs left out. */
   readonly texts: string[] = [];
+  /** The roles that were taken behind the login, in order. */
+  readonly roles: string[] = [];
   readonly settings: Map<string, string> = new Map();
   readonly statements: Map<string, string> = new Map();
   startup: Record<string, string> = {};
@@ -93,7 +101,19 @@ export class MiniBackend {
       processId: this.processId,
       secretKey: this.secretKey,
     });
-    if ((await this.peer.answerIdentity(user, user, [{ name: user }]).catch(() => null)) === null) return;
+    const wanted = this.#owner.options.role ?? user;
+    const request = await this.peer.readRequest().catch(() => []);
+    const takesRole = request.some(({ type, body }) => type === 'B' && body.includes(wanted));
+    const role = takesRole ? wanted : user;
+    if (takesRole && this.#owner.options.roleMissing === true) {
+      const message = `role "${wanted}" does not exist`;
+      this.peer.send(errorFrame('E', { S: 'ERROR', V: 'ERROR', C: '22023', M: message }));
+      this.peer.send(encodeReadyForQuery(0x49));
+      return;
+    }
+    this.peer.unread(Buffer.concat(request.map(({ type, body }) => frame(type, body))));
+    const rows = role === user ? [{ name: user }] : [{ name: user }, { name: role }];
+    if ((await this.peer.answerIdentity(user, role, rows).catch(() => null)) === null) return;
     this.peer.socket.on('data', (chunk: Buffer) => this.chunks.push(Buffer.from(chunk)));
     for (;;) {
       const message = await this.peer.readFrame().catch(() => null);
@@ -263,6 +283,8 @@ export class MiniBackend {
   }
 
   async #runOne(text: string, values: (string | null)[] | null): Promise<boolean> {
+    if (text.startsWith("SELECT pg_catalog.set_config('role'")) this.roles.push(values![0]!);
+    if (/^SELECT (n, )?pg_catalog\./.test(text)) await this.#owner.options.beforeOwn?.();
     if (text.startsWith('SELECT pg_catalog.set_config(n, v')) return this.#setMany(values!);
     if (text.startsWith('SELECT n, pg_catalog.current_setting')) return this.#readMany(values!);
     this.texts.push(text);
