@@ -108,6 +108,7 @@ export class ClientSession implements RelayHost {
       mapUnnamed: mapped && general.preparedStatements === 'extended_anonymous',
       guardedRole: pool.guardedRole,
       guardsClaims: options.identity.token !== null,
+      readOnly: pool.options.readOnly,
       claims: claimsOf(options.identity, services),
       provenStatements: pool.provenStatements,
     });

@@ -8,16 +8,14 @@ import { readInt32 } from '../protocol/frames.ts';
 import { CLOSE_COMPLETE, PARSE_COMPLETE } from '../protocol/message-writer.ts';
 import type { PreparedStatement, StatementRegistry } from '../session/prepared-statements.ts';
 import type { StatementNames } from '../session/statement-names.ts';
-import { refusalOf } from './refusals.ts';
+import { refusalOf, type SessionGuards } from './refusals.ts';
 
-export interface KnownPreparesOptions {
+export interface KnownPreparesOptions extends SessionGuards {
   readonly wire: Wire;
   readonly names: StatementNames;
   readonly registry: StatementRegistry;
   /** Statements that PostgreSQL has prepared for this role before. */
   readonly provenStatements: WeakSet<object>;
-  readonly guardedRole: string | null;
-  readonly guardsClaims: boolean;
 }
 
 /** Invariant: a request is answered whole or not at all. */
@@ -26,16 +24,14 @@ export class KnownPrepares {
   readonly #names: StatementNames;
   readonly #registry: StatementRegistry;
   readonly #provenStatements: WeakSet<object>;
-  readonly #guardedRole: string | null;
-  readonly #guardsClaims: boolean;
+  readonly #guards: SessionGuards;
 
   constructor(options: KnownPreparesOptions) {
     this.#wire = options.wire;
     this.#names = options.names;
     this.#registry = options.registry;
     this.#provenStatements = options.provenStatements;
-    this.#guardedRole = options.guardedRole;
-    this.#guardsClaims = options.guardsClaims;
+    this.#guards = options;
   }
 
   /**
@@ -102,6 +98,6 @@ export class KnownPrepares {
     const statement = this.#registry.find(parseKey + buffer.toString('latin1', nameEnd + 1, end));
     if (statement === undefined || !this.#provenStatements.has(statement)) return null;
     // It may have been proven by a session of this role that has no token.
-    return refusalOf(statement.effects, this.#guardedRole, this.#guardsClaims) === null ? statement : null;
+    return refusalOf(statement.effects, this.#guards) === null ? statement : null;
   }
 }

@@ -12,7 +12,14 @@ import type { StatementAnalyzer, StatementEffects } from '../sql/statement.ts';
 import { noteFunctionCall } from './claim-upkeep.ts';
 import { isHarmlessFunction } from './function-call.ts';
 import type { Reassertion } from './reassert.ts';
-import { escapeError, forbiddenFunction, refusalOf, sendFailing, tooLongStatement } from './refusals.ts';
+import {
+  escapeError,
+  forbiddenFunction,
+  refusalOf,
+  type SessionGuards,
+  sendFailing,
+  tooLongStatement,
+} from './refusals.ts';
 import type { FrameLoop, RelayParts } from './relay-parts.ts';
 import { type SessionEffects, UNKNOWN_EFFECTS } from './session-effects.ts';
 import { DEALLOCATE_GONE_QUERY, dropsStatements, isDoomed, type StandIns } from './stand-ins.ts';
@@ -23,8 +30,7 @@ import type { UnnamedStatement } from './unnamed-statement.ts';
 export class QueryRelay {
   readonly #loop: FrameLoop;
   readonly #analyzer: StatementAnalyzer;
-  readonly #guardedRole: string | null;
-  readonly #guardsClaims: boolean;
+  readonly #guards: SessionGuards;
   readonly #effects: SessionEffects;
   readonly #names: StatementNames;
   readonly #unnamed: UnnamedStatement;
@@ -35,8 +41,7 @@ export class QueryRelay {
   constructor(parts: RelayParts) {
     this.#loop = parts.loop;
     this.#analyzer = parts.options.analyzer;
-    this.#guardedRole = parts.options.guardedRole;
-    this.#guardsClaims = parts.options.guardsClaims;
+    this.#guards = parts.options;
     this.#effects = parts.effects;
     this.#names = parts.names;
     this.#unnamed = parts.unnamed;
@@ -69,7 +74,7 @@ export class QueryRelay {
       server.expect(PendingKind.Query, PendingAction.Forward, loop, null);
       return true;
     }
-    const refusal = refusalOf(effects, this.#guardedRole, this.#guardsClaims);
+    const refusal = refusalOf(effects, this.#guards);
     if (refusal !== null) sendFailing(server, loop, FrontendMessage.Query, escapeError(refusal));
     else this.#sendEffective(server, effects, alone, buffer, start, end);
     return true;
@@ -97,7 +102,9 @@ export class QueryRelay {
     }
     server.expect(PendingKind.Query, PendingAction.Forward, loop, effects);
     if (alone) this.#standIns.closeStrays(server);
-    if (this.#reassertion.begin(effects) || dropsStatements(effects)) loop.holdBack();
+    // What unseen code did to a read-only session is known with its answer.
+    const unseen = effects.opaque && this.#guards.readOnly;
+    if (this.#reassertion.begin(effects) || dropsStatements(effects) || unseen) loop.holdBack();
   }
 
   /** The access token in a Query, `buffer[start, end)`, that begins with SET; null when it holds none. */
@@ -116,14 +123,15 @@ export class QueryRelay {
     return true;
   }
 
-  get #guards(): boolean {
-    return this.#guardedRole !== null || this.#guardsClaims;
+  get #isGuarded(): boolean {
+    const { guardedRole, guardsClaims, readOnly } = this.#guards;
+    return guardedRole !== null || guardsClaims || readOnly;
   }
 
   /** A text that nobody holds whole: without an analysis it can neither be guarded nor mapped. */
   onTooLong(server: ServerConnection, type: number, total: number, bytesMax: number): void {
     const loop = this.#loop;
-    if (type === FrontendMessage.Query && !this.#guards) {
+    if (type === FrontendMessage.Query && !this.#isGuarded) {
       this.#effects.onSend(server, UNKNOWN_EFFECTS);
       server.expect(PendingKind.Query, PendingAction.Forward, loop, UNKNOWN_EFFECTS);
       this.#forgetUnnamed(server);
@@ -139,7 +147,7 @@ export class QueryRelay {
   /** Answers false when more of the message is needed to judge it. */
   onFunctionCall(server: ServerConnection, buffer: Buffer, at: number, end: number, total: number): boolean {
     const loop = this.#loop;
-    if (this.#guards) {
+    if (this.#isGuarded) {
       if (total < 9) {
         loop.violate('malformed FunctionCall message');
         return true;

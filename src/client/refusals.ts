@@ -10,6 +10,7 @@ import { PendingAction, PendingKind } from '../server/pending-responses.ts';
 import type { ServerConnection } from '../server/server-connection.ts';
 import type { PendingData, ServerOwner } from '../server/server-owner.ts';
 import { SERVER_NAME_PREFIX } from '../session/prepared-statements.ts';
+import { READ_ONLY_MESSAGE } from '../sql/settings.ts';
 import type { StatementEffects } from '../sql/statement.ts';
 
 /** What the entry of a replaced request carries. */
@@ -39,14 +40,33 @@ export function isReplacedError(data: PendingData): data is ReplacedError {
   return (data as Partial<ReplacedError>).replacedError !== undefined;
 }
 
-/** Why a session must not run a statement, or null: a guarded role is kept, and so are the claims of a token. */
+/** What of a session its statements must not change. */
+export interface SessionGuards {
+  /** The role that is taken with SET ROLE; null where the login is the role. */
+  readonly guardedRole: string | null;
+  /** It has a token, whose claims are not its own. */
+  readonly guardsClaims: boolean;
+  readonly readOnly: boolean;
+}
+
+/** Why a session must not run a statement, or null: role, claims and read-only access are kept. */
 export function refusalOf(
   effects: StatementEffects,
-  guardedRole: string | null,
-  guardsClaims: boolean,
+  guards: SessionGuards,
 ): { readonly message: string } | null {
-  if (guardedRole !== null) return effects.escape;
-  return guardsClaims ? effects.claimEscape : null;
+  if (guards.guardedRole !== null && effects.escape !== null) return effects.escape;
+  if (guards.guardsClaims && effects.claimEscape !== null) return effects.claimEscape;
+  return guards.readOnly ? effects.widens : null;
+}
+
+/** Code of a database has made a read-only session read-write: it ends here. */
+export function widened(): PgError {
+  return new PgError({
+    code: SqlState.InsufficientPrivilege,
+    message: READ_ONLY_MESSAGE,
+    severity: 'FATAL',
+    reason: 'read_only_escape',
+  });
 }
 
 /** The statement would let a guarded role go, or change what was verified of a token. */

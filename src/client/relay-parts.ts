@@ -36,6 +36,8 @@ export interface RelayOptions {
   readonly guardedRole: string | null;
   /** It entered with a token: settings that carry claims are not its own. */
   readonly guardsClaims: boolean;
+  /** It may not write: what would let it is refused. */
+  readonly readOnly: boolean;
   /** The claims that its statements run with; null when none are to reach PostgreSQL. */
   readonly claims: ClaimSettings | null;
   /** Statements that PostgreSQL has prepared for this role before. */

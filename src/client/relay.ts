@@ -20,13 +20,13 @@ import type { PendingData } from '../server/server-owner.ts';
 import type { ClaimSettings } from '../session/claim-settings.ts';
 import type { ParameterSet, ParameterSets } from '../session/parameters.ts';
 import type { StatementNames } from '../session/statement-names.ts';
-import { changesHowSqlIsRead } from '../sql/settings.ts';
+import { changesHowSqlIsRead, widensAccess } from '../sql/settings.ts';
 import { upholdClaims } from './claim-upkeep.ts';
 import { HeldBytes } from './held-bytes.ts';
 import { KnownPrepares } from './known-prepares.ts';
 import { QueryRelay } from './query-relay.ts';
 import { assertAhead } from './reassert.ts';
-import { internalFault, protocolViolation, unreadableSql } from './refusals.ts';
+import { internalFault, protocolViolation, unreadableSql, widened } from './refusals.ts';
 import { type FrameLoop, makeRelayParts, type RelayOptions, type RelayParts } from './relay-parts.ts';
 import type { RequestRecord } from './request-record.ts';
 import { type SessionEffects, TransactionHint } from './session-effects.ts';
@@ -81,6 +81,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
   readonly #guardedRole: string | null;
   /** Texts are judged, so that they must be read as PostgreSQL reads them. */
   readonly #guards: boolean;
+  readonly #readOnly: boolean;
   readonly #parts: RelayParts;
   readonly #names: StatementNames;
   readonly #record: RequestRecord;
@@ -123,6 +124,7 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     this.#mapNamed = options.mapNamed;
     this.#guardedRole = options.guardedRole;
     this.#guards = options.guardedRole !== null || options.guardsClaims;
+    this.#readOnly = options.readOnly;
     this.#parts = parts;
     this.#names = parts.names;
     this.#record = parts.record;
@@ -594,6 +596,11 @@ export class Relay implements WireHandler, Waiter, FrameLoop {
     // From here on texts would mean something else to PostgreSQL than to the guard: nothing more may be sent.
     if (this.#guards && changesHowSqlIsRead(name, value)) {
       this.#leave(unreadableSql(name));
+      return false;
+    }
+    if (this.#readOnly && widensAccess(name, value)) {
+      if (this.server !== null) this.server.retired = true;
+      this.#leave(widened());
       return false;
     }
     const told = this.parameters.values.get(name);

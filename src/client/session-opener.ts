@@ -18,7 +18,7 @@ import type { AcceptedStartup, Pool, Waiter } from '../server/pool.ts';
 import { type ServerConnection, ServerState } from '../server/server-connection.ts';
 import { isSessionSetting, type ParameterSets } from '../session/parameters.ts';
 import { type ClaimNames, claimMessage } from '../sql/claim-names.ts';
-import { changesHowSqlIsRead, settingName } from '../sql/settings.ts';
+import { changesHowSqlIsRead, settingName, widensAccess } from '../sql/settings.ts';
 
 /**
  * Makes sure of the pool and of the settings. `guarded` are the settings that such a session may not make, null when
@@ -44,6 +44,10 @@ export function openSession(
       if (changesHowSqlIsRead(name, value)) return done(unreadable(name));
       if (guarded.has(settingName(name))) return done(notYours(name));
     }
+  }
+  if (pool.options.readOnly) {
+    for (const [name, value] of settings)
+      if (widensAccess(settingName(name), value)) return done(notYours(name));
   }
   const key = JSON.stringify([...settings]);
   const accepted = pool.acceptedStartups.get(key);

@@ -16,6 +16,7 @@ import {
   type StatementRegistry,
 } from '../session/prepared-statements.ts';
 import type { StatementNames } from '../session/statement-names.ts';
+import { READ_ONLY_MESSAGE } from '../sql/settings.ts';
 import { NO_EFFECTS, type StatementAnalyzer, type StatementEffects } from '../sql/statement.ts';
 import { restoreClaims } from './claim-upkeep.ts';
 import { EffectsByName } from './effects-by-name.ts';
@@ -59,8 +60,6 @@ export class StatementRelay {
   readonly #registry: StatementRegistry;
   readonly #mapNamed: boolean;
   readonly #mapUnnamed: boolean;
-  readonly #guardedRole: string | null;
-  readonly #guardsClaims: boolean;
   readonly #effects: SessionEffects;
   readonly #names: StatementNames;
   readonly #unnamed: UnnamedStatement;
@@ -74,6 +73,8 @@ export class StatementRelay {
   readonly #portals: EffectsByName;
   /** A statement that drops prepared ones is in the request: the next waits until this one is answered. */
   #holdBackAtSync: boolean;
+  /** In a read-only session: unseen code is in the request, which may have changed what its next transaction is. */
+  #unseen: boolean;
 
   constructor(parts: RelayParts) {
     this.#loop = parts.loop;
@@ -82,8 +83,6 @@ export class StatementRelay {
     this.#registry = parts.options.registry;
     this.#mapNamed = parts.options.mapNamed;
     this.#mapUnnamed = parts.options.mapUnnamed;
-    this.#guardedRole = parts.options.guardedRole;
-    this.#guardsClaims = parts.options.guardsClaims;
     this.#effects = parts.effects;
     this.#names = parts.names;
     this.#unnamed = parts.unnamed;
@@ -95,6 +94,7 @@ export class StatementRelay {
     this.#portalEffects = NO_EFFECTS;
     this.#portals = new EffectsByName();
     this.#holdBackAtSync = false;
+    this.#unseen = false;
   }
 
   /** No transaction is open: PostgreSQL has dropped every portal. */
@@ -264,7 +264,7 @@ export class StatementRelay {
 
   /** Always true: the message is dealt with. */
   #refusal(effects: StatementEffects): PgError | null {
-    const refusal = refusalOf(effects, this.#guardedRole, this.#guardsClaims);
+    const refusal = refusalOf(effects, this.#options);
     return refusal === null ? null : escapeError(refusal);
   }
 
@@ -468,6 +468,10 @@ export class StatementRelay {
       this.#fail(server, refusal);
       return;
     }
+    if (this.#options.readOnly && effects.hasTransactionControl && this.#unseen) {
+      this.#fail(server, escapeError({ message: READ_ONLY_MESSAGE }));
+      return;
+    }
     this.#effects.onSend(server, effects);
     if (this.#standIns.isGone(effects)) this.#standIns.sendGone(server, false);
     server.send(buffer, start, end);
@@ -476,6 +480,10 @@ export class StatementRelay {
     restoreStartupSettings(server, loop, this.#options.parameters, effects);
     restoreClaims(server, loop.claims, effects);
     if (dropsStatements(effects)) this.#holdBackAtSync = true;
+    if (effects.opaque && this.#options.readOnly) {
+      this.#unseen = true;
+      this.#holdBackAtSync = true;
+    }
   }
 
   onSync(server: ServerConnection, buffer: Buffer, start: number, end: number): void {
@@ -486,6 +494,7 @@ export class StatementRelay {
     server.expect(PendingKind.Sync, PendingAction.Forward, loop, null);
     this.#names.request++;
     this.#standIns.closeStrays(server);
+    this.#unseen = false;
     if (!this.#holdBackAtSync) return;
     this.#holdBackAtSync = false;
     loop.holdBack();

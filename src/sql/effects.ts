@@ -11,6 +11,8 @@ export interface StatementEffects {
   readonly escape: { readonly message: string } | null;
   /** The part of that which no session with a token may run, whatever its backend identity: claims are not its own. */
   readonly claimEscape: { readonly message: string } | null;
+  /** Why a read-only session must not run it: it could write behind it. PostgreSQL itself refuses plain writes. */
+  readonly widens: { readonly message: string } | null;
   /**
    * The settings that a session-level SET, RESET or set_config(…, false) may change, in lower case, without the
    * ones that end with their transaction (transaction_isolation and its kin) and without role and
@@ -58,6 +60,7 @@ const NOTHING: StatementEffects = {
   plain: true,
   escape: null,
   claimEscape: null,
+  widens: null,
   settings: Object.freeze([]),
   resets: Object.freeze([]),
   resetsAll: false,
@@ -111,6 +114,9 @@ export function dataEffects(count: number, opaque: boolean): StatementEffects {
   return shared ?? Object.freeze({ ...(opaque ? OPAQUE_EFFECTS : NO_EFFECTS), statementCount: count });
 }
 
+const UNSEEN_MESSAGE =
+  'functions and transaction control cannot be mixed in one string of a read-only session';
+
 /** Collects effects; `finish` freezes them and gives the shared constants where nothing was found. */
 export class EffectsBuilder {
   resetsAll = false;
@@ -125,6 +131,7 @@ export class EffectsBuilder {
   unparsed = false;
   #escape: string | null = null;
   #claimEscape: string | null = null;
+  #widens: string | null = null;
   readonly #settings = new Set<string>();
   readonly #resets = new Set<string>();
   readonly #pins = new Set<string>();
@@ -139,6 +146,11 @@ export class EffectsBuilder {
   /** Only the role could change. */
   escapeRole(message: string): void {
     this.#escape ??= message;
+  }
+
+  /** Read-only access could become more. */
+  widen(message: string): void {
+    this.#widens ??= message;
   }
 
   setting(name: string): void {
@@ -160,8 +172,11 @@ export class EffectsBuilder {
 
   finish(statementCount: number): StatementEffects {
     const transaction = statementCount === 1 ? this.transaction : null;
+    // Code that nobody sees may change what the next transaction is, which begins in the same string.
+    if (statementCount > 1 && this.opaque && this.hasTransactionControl) this.widen(UNSEEN_MESSAGE);
     const nothing =
       this.#escape === null &&
+      this.#widens === null &&
       this.#settings.size + this.#pins.size + this.#deallocates.size === 0 &&
       !(this.resetsAll || this.discardsAll || this.touchesLocalSettings || this.unknownSettings) &&
       !(this.deallocatesAll || this.hasTransactionControl || this.copiesIn || this.unparsed);
@@ -170,6 +185,7 @@ export class EffectsBuilder {
       plain: false,
       escape: this.#escape === null ? null : Object.freeze({ message: this.#escape }),
       claimEscape: this.#claimEscape === null ? null : Object.freeze({ message: this.#claimEscape }),
+      widens: this.#widens === null ? null : Object.freeze({ message: this.#widens }),
       settings: Object.freeze([...this.#settings]),
       resets: Object.freeze([...this.#resets]),
       resetsAll: this.resetsAll,

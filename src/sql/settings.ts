@@ -64,6 +64,20 @@ export function changesHowSqlIsRead(name: string, value: string | null | undefin
   return false;
 }
 
+/**
+ * True when the value would let a read-only session write. `value` as for `changesHowSqlIsRead`; the default of
+ * default_transaction_read_only is what the connection began with.
+ */
+export function widensAccess(name: string, value: string | null | undefined): boolean {
+  if (name === 'default_transaction_read_only') {
+    return value !== undefined && (value === null || constantBoolean(value) !== true);
+  }
+  return (
+    name === 'transaction_read_only' &&
+    (value === undefined || value === null || constantBoolean(value) !== true)
+  );
+}
+
 /** A boolean as parse_bool takes it, unique prefixes included; null when it is none. */
 export function constantBoolean(text: string): boolean | null {
   const value = text.trim().toLowerCase();
@@ -72,6 +86,9 @@ export function constantBoolean(text: string): boolean | null {
   if (value === '0' || value === 'of' || value === 'off') return false;
   return 'false'.startsWith(value) || 'no'.startsWith(value) ? false : null;
 }
+
+/** What a read-only session is told when it asks for more. */
+export const READ_ONLY_MESSAGE = 'cannot set read-write mode in a read-only session of this pooler';
 
 /** What the client is told about a protected setting. */
 export function protectedMessage(name: string): string {

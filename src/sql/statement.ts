@@ -19,7 +19,7 @@ import { Glance, StatementScanner } from './scan.ts';
 import { TextCache } from './text-cache.ts';
 import { effectsOfTokenText, mayHoldToken, showsToken } from './token-statement.ts';
 import { effectsOfTree } from './tree.ts';
-import { mayChangeSettings, mayControlTransaction, mayEscape, mayPin } from './tripwires.ts';
+import { mayChangeSettings, mayControlTransaction, mayEscape, mayPin, mayWiden } from './tripwires.ts';
 
 export { NO_EFFECTS, type StatementEffects, type TokenStatement } from './effects.ts';
 
@@ -115,6 +115,7 @@ function effectsOfOutcome(text: string, outcome: ParseOutcome, claims: ClaimName
   effects.opaque = true;
   if (claims.maybeIn(text)) effects.escape(uncheckedMessage(outcome));
   else if (mayEscape(text)) effects.escapeRole(uncheckedMessage(outcome));
+  if (mayWiden(text)) effects.widen(uncheckedMessage(outcome));
   const settings = mayChangeSettings(text);
   effects.unknownSettings = settings;
   effects.touchesLocalSettings = settings;

@@ -11,8 +11,10 @@ import {
   changesHowSqlIsRead,
   isRoleSetting,
   protectedMessage,
+  READ_ONLY_MESSAGE,
   settingName,
   TRANSACTION_SETTINGS,
+  widensAccess,
 } from './settings.ts';
 import { holdsRoleChange } from './tripwires.ts';
 import { ADVISORY_LOCKS, flagsOfName, QUERY_RUNNERS, WordFlag } from './words.ts';
@@ -92,7 +94,7 @@ const VISITORS: ReadonlyMap<string, Visitor> = new Map<string, Visitor>([
   ['CreateFunctionStmt', visitFunctionDefinition],
   ['AlterFunctionStmt', visitFunctionDefinition],
   ['DoStmt', visitDo],
-  ['CallStmt', visitOpaque],
+  ['CallStmt', visitCall],
   ['ExecuteStmt', visitOpaque],
   ['CreateExtensionStmt', visitOpaque],
   ['AlterExtensionStmt', visitOpaque],
@@ -115,6 +117,23 @@ function visitOpaque(walk: TreeWalk): boolean {
   return true;
 }
 
+/** A procedure may commit, and change before that what the next transaction is. */
+function visitCall(walk: TreeWalk): boolean {
+  walk.effects.opaque = true;
+  walk.effects.widen('CALL cannot be used in a read-only session of this pooler');
+  return true;
+}
+
+/** The modes of BEGIN, SET TRANSACTION and SET SESSION CHARACTERISTICS; READ ONLY is the number 1. */
+function checkTransactionModes(walk: TreeWalk, modes: unknown): void {
+  for (const item of asList(modes)) {
+    const mode = asNode(asNode(item)?.['DefElem']);
+    if (mode?.['defname'] !== 'transaction_read_only') continue;
+    const value = asNode(asNode(mode['arg'])?.['A_Const'])?.['ival'];
+    if (asNode(value)?.['ival'] !== 1) walk.effects.widen(READ_ONLY_MESSAGE);
+  }
+}
+
 function visitName(walk: TreeWalk, body: TreeNode): boolean {
   const name = body['sval'];
   if (typeof name === 'string' && TEMP_SCHEMA.test(name)) walk.effects.pin('temp table');
@@ -123,6 +142,7 @@ function visitName(walk: TreeWalk, body: TreeNode): boolean {
 
 function visitTransaction(walk: TreeWalk, body: TreeNode): boolean {
   const effects = walk.effects;
+  checkTransactionModes(walk, body['options']);
   switch (body['kind']) {
     case 'TRANS_STMT_BEGIN':
     case 'TRANS_STMT_START':
@@ -168,6 +188,7 @@ function visitCursor(walk: TreeWalk, body: TreeNode): boolean {
 function visitUpdate(walk: TreeWalk, body: TreeNode): boolean {
   if (asNode(body['relation'])?.['relname'] === 'pg_settings') {
     walk.effects.escape('pg_settings cannot be updated through this pooler');
+    walk.effects.widen(READ_ONLY_MESSAGE);
     walk.effects.unknownSettings = true;
     walk.effects.touchesLocalSettings = true;
   }
@@ -193,6 +214,7 @@ function visitSet(walk: TreeWalk, body: TreeNode): boolean {
   }
   const rawName = typeof body['name'] === 'string' ? body['name'] : '';
   if (kind === 'VAR_SET_MULTI') {
+    checkTransactionModes(walk, body['args']);
     if (rawName === 'SESSION CHARACTERISTICS') {
       for (const item of asList(body['args'])) {
         const mode = asNode(asNode(item)?.['DefElem'])?.['defname'];
@@ -222,6 +244,7 @@ function changeSetting(walk: TreeWalk, name: string, value: string | null | unde
 }
 
 function checkSetting(walk: TreeWalk, name: string, value: string | null | undefined): void {
+  if (widensAccess(name, value)) walk.effects.widen(READ_ONLY_MESSAGE);
   if (isRoleSetting(name)) walk.effects.escapeRole(protectedMessage(name));
   else if (walk.claims.has(name)) walk.effects.escape(claimMessage(name));
   else if (changesHowSqlIsRead(name, value)) walk.effects.escape(protectedMessage(name));
@@ -257,6 +280,7 @@ function visitFunctionDefinition(walk: TreeWalk, body: TreeNode): boolean {
 
 function visitDo(walk: TreeWalk, body: TreeNode): boolean {
   walk.effects.opaque = true;
+  walk.effects.widen('DO cannot be used in a read-only session of this pooler');
   for (const item of asList(body['args'])) {
     const option = asNode(asNode(item)?.['DefElem']);
     if (option?.['defname'] === 'as') checkBody(walk, option['arg']);
@@ -313,6 +337,7 @@ function callSetConfig(walk: TreeWalk, body: TreeNode): void {
   if (rawName === null) {
     effects.unknownSettings = true;
     effects.escape('set_config with a name that is not a constant cannot be used through this pooler');
+    effects.widen(READ_ONLY_MESSAGE);
     return;
   }
   const local = constantFlag(given[2]);

@@ -21,6 +21,7 @@ const ROLE_CHANGE = new RegExp(
 
 const MAYBE_ESCAPE =
   /\brole\b|\bauthorization\b|session_authorization|set_config|pg_settings|request|turnstile|standard_conforming_strings|client_encoding|\bnames\b|u&|\0/i;
+const MAYBE_WIDEN = /read_only|\b(?:write|do|call)\b|set_config|pg_settings|u&|\0/i;
 const MAYBE_SETTING = /\b(?:set|reset|discard)\b|set_config|setseed|pg_settings|u&/i;
 const MAYBE_PIN =
   /\b(?:temp|temporary|listen|prepare|hold|load|role|authorization)\b|pg_temp|advisory_lock|u&/i;
@@ -34,6 +35,11 @@ export function holdsRoleChange(body: string): boolean {
 /** True when a text that could not be parsed has a word without which there is no escape. */
 export function mayEscape(text: string): boolean {
   return MAYBE_ESCAPE.test(text);
+}
+
+/** True when a text that could not be parsed has a word without which a read-only session stays one. */
+export function mayWiden(text: string): boolean {
+  return MAYBE_WIDEN.test(text);
 }
 
 /** True when a text that could not be parsed has a word without which no setting changes. */

@@ -183,6 +183,7 @@ function linked(guardedRole: string | null = null): {
     mapUnnamed: false,
     guardedRole,
     guardsClaims: true,
+    readOnly: false,
     claims: ONE,
     provenStatements: new WeakSet(),
   });

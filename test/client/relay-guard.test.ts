@@ -80,6 +80,7 @@ function guarded(
     mapUnnamed: false,
     guardedRole,
     guardsClaims,
+    readOnly: false,
     claims: null,
     provenStatements: new WeakSet(),
   });

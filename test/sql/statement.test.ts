@@ -210,6 +210,12 @@ describe('code that the text does not show', () => {
   it.each([
     'DO $$ begin end $$',
     'CALL p(1)',
+  ])('is opaque, and no code for a read-only session: %s', (sql) => {
+    const message = expect.stringMatching(/^(DO|CALL) cannot be used in a read-only session/);
+    expect(notable(analyzer.analyze(sql))).toEqual({ plain: false, opaque: true, widens: { message } });
+  });
+
+  it.each([
     'EXECUTE p(1)',
     'EXPLAIN ANALYZE EXECUTE p',
     'CREATE TABLE x AS EXECUTE p',
@@ -221,6 +227,50 @@ describe('code that the text does not show', () => {
     'CREATE TABLE t (a int DEFAULT f())',
   ])('is opaque: %s', (sql) => {
     expect(notable(analyzer.analyze(sql))).toEqual({ plain: false, opaque: true });
+  });
+});
+
+describe('read-only access', () => {
+  it.each([
+    'SET default_transaction_read_only = off',
+    'set "Default_Transaction_Read_Only" to \'0\'',
+    'SET LOCAL transaction_read_only TO no',
+    'RESET transaction_read_only',
+    'SET TRANSACTION READ WRITE',
+    'SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ WRITE',
+    'BEGIN READ WRITE',
+    'begin isolation level serializable, read write, deferrable',
+    'START TRANSACTION READ WRITE',
+    'SELECT 1; BEGIN /* x */ READ -- y\n WRITE',
+    "SELECT set_config('transaction_read_only', 'off', true)",
+    "SELECT set_config('transaction_read_only', $1, true)",
+    'SELECT set_config($1, $2, false)',
+    "SELECT pg_catalog.set_config(setting_name => 'default_transaction_read_only', new_value => 'f', is_local => false)",
+    "UPDATE pg_catalog.pg_settings SET setting = 'off'",
+    'EXPLAIN ANALYZE SELECT set_config($1, $2, false)',
+    'SELECT f(1); COMMIT; INSERT INTO t VALUES (1)',
+    'BEGIN; SELECT f(1); COMMIT',
+    'BEGIN READ WRITE WITH WORDS OF ANOTHER VERSION',
+  ])('would be widened by: %s', (sql) => {
+    expect(analyzer.analyze(sql).widens).not.toBeNull();
+  });
+
+  it.each([
+    'SELECT 1',
+    'BEGIN',
+    'BEGIN READ ONLY',
+    'START TRANSACTION ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE',
+    'SET TRANSACTION READ ONLY',
+    'SET default_transaction_read_only = on',
+    "SET transaction_read_only TO 'true'",
+    'RESET default_transaction_read_only',
+    'RESET ALL',
+    "SELECT set_config('default_transaction_read_only', 'on', false)",
+    "SELECT 'READ WRITE'",
+    'SELECT f(1); SELECT 2',
+    'INSERT INTO t VALUES (1)',
+  ])('is not widened by: %s', (sql) => {
+    expect(analyzer.analyze(sql).widens).toBeNull();
   });
 });
 
