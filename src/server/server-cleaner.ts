@@ -5,7 +5,7 @@
 import type { ErrorFields } from '../protocol/backend-messages.ts';
 import { TxStatus } from '../protocol/codes.ts';
 import type { ParameterSet } from '../session/parameters.ts';
-import { ownBatch, sendDiscardAll, sendRole, sendRollback, sendSync } from './own-batch.ts';
+import { ownBatch, sendDiscardAll, sendRole, sendRoleUnnamed, sendRollback, sendSync } from './own-batch.ts';
 import { type ServerConnection, ServerState } from './server-connection.ts';
 
 export interface CleaningPlan {
@@ -61,7 +61,12 @@ export function cleanServer(
     server.ownStatements.clear();
     server.unnamedId = 0;
   }
-  if (plan.role !== null) sendRole(server, plan.role, ownBatch(last), true);
-  else sendSync(server, ownBatch(last));
+  if (plan.role === null) sendSync(server, ownBatch(last));
+  // Where the login is the role, a session finds no prepared statement but its own (pg_prepared_statements).
+  else if (plan.role === NO_ROLE) sendRoleUnnamed(server, plan.role, ownBatch(last), true);
+  else sendRole(server, plan.role, ownBatch(last), true);
   server.flush();
 }
+
+/** What SET ROLE takes for the session user (variable.c, check_role). */
+const NO_ROLE = 'none';

@@ -64,6 +64,16 @@ class Bench {
 }
 
 describe('cleanServer', () => {
+  test('leaves a login no prepared statement of ours: pg_prepared_statements is the next session’s own', () => {
+    const bench = new Bench();
+    bench.clean({ role: 'none', discard: true, emptyParameters: empty });
+    expect(bench.order('DISCARD ALL', "set_config('role'", 'turnstile_role')).toEqual([0, 1, -1]);
+    expect(bench.server.ownStatements.size).toBe(0);
+    const guarded = new Bench();
+    guarded.clean({ role: 'alice', discard: false });
+    expect(guarded.order('turnstile_role')).toEqual([0]);
+  });
+
   test('rolls back, discards and takes the role again in one write, and is done after the last answer only', () => {
     const bench = new Bench();
     bench.server.txStatus = 0x54;
