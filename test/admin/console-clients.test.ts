@@ -72,8 +72,11 @@ describe('node-postgres', () => {
       const prepared = await client.query({ name: 'clients', text: 'SHOW CLIENTS' });
       const again = await client.query({ name: 'clients', text: 'SHOW CLIENTS' });
       expect(simple.rows).toMatchObject([{ type: 'C', user: 'alice', port: 50_123, id: 5 }]);
-      expect(prepared.rows).toEqual(simple.rows);
-      expect(again.rows).toEqual(simple.rows);
+      // Times are shown to the second, which may end between two questions.
+      const timeless = ({ rows }: { rows: Record<string, unknown>[] }): Record<string, unknown>[] =>
+        rows.map((row) => ({ ...row, connect_time: '', request_time: '', wait: 0, wait_us: 0 }));
+      expect(timeless(prepared)).toEqual(timeless(simple));
+      expect(timeless(again)).toEqual(timeless(simple));
       const bound = client.query({ text: 'SHOW POOLS', values: [1] });
       await expect(bound).rejects.toMatchObject({ code: '08P01' });
       expect((await client.query('SELECT 1')).rows).toEqual([{ '?column?': 1 }]);
